@@ -1,0 +1,115 @@
+"""The adapter file: one task's trained tensors and everything that is needed to use them, in one safetensors file.
+
+Its metadata holds one JSON header under `vitgraft`: format, task, method with its arguments, head, class names,
+preprocessing, backbone name and fingerprint, protocol, metrics, versions, and a digest of the tensors. No backbone
+tensor is in it, and nothing in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .backbone import Backbone
+from .data import Preprocess
+from .errors import RequestError
+from .files import write_bytes
+from .model import Model, build
+
+FORMAT = 1
+
+
+class Adapter(NamedTuple):
+    """A loaded adapter: the model, ready to predict, and the header of its file."""
+
+    model: Model
+    preprocess: Preprocess
+    header: dict[str, Any]
+
+
+def compact(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """float16 where it holds a tensor to one part in a thousand, as it was where it doesn't."""
+    return {name: _half_or_same(t.detach().cpu().contiguous()) for name, t in tensors.items()}
+
+
+def _half_or_same(t: Tensor) -> Tensor:
+    if not t.is_floating_point() or t.dtype == torch.float64:
+        return t
+    half = t.half()
+    error = (half.float() - t.float()).norm()
+    return half if bool(error <= 1e-3 * t.float().norm()) else t
+
+
+def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> int:
+    """Writes an adapter file as a whole or not at all; gives its size in bytes."""
+    head = {"format": FORMAT, **header, "digest": _digest(tensors)}
+    content = save(tensors, {"vitgraft": json.dumps(head, ensure_ascii=False)})
+    write_bytes(path, content)
+    return len(content)
+
+
+def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the header of an adapter file; a RequestError says what is wrong with it."""
+    path = Path(path)
+    if not path.is_file():
+        raise RequestError(f"There is no adapter file {path}: give the adapter.safetensors of a run, or its folder.")
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("vitgraft", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RequestError(
+            f"{path} is no readable safetensors file ({error}): it is truncated, altered, or of another kind; "
+            "take an intact copy, or fit again."
+        ) from error
+    if not isinstance(header, dict):
+        raise RequestError(
+            f"{path} is a safetensors file but no adapter of vitgraft: give one that `vitgraft fit` wrote."
+        )
+    if header.get("format") != FORMAT:
+        raise RequestError(
+            f"{path} has adapter format {header.get('format')}, and this version reads format {FORMAT}: "
+            "use the version of vitgraft that wrote it."
+        )
+    if header.get("digest") != _digest(tensors):
+        raise RequestError(
+            f"The tensors of {path} were altered after it was written: take an intact copy, or fit again."
+        )
+    return tensors, header
+
+
+def load(path: str | Path, backbone: Backbone | None = None) -> Adapter:
+    """The model of an adapter file, in evaluation mode; the backbone is loaded by its name unless it is given.
+
+    A backbone with another fingerprint is a RequestError: its features are not those that the adapter was trained on.
+    """
+    tensors, header = read(path)
+    named = header["backbone"]
+    backbone = backbone or Backbone.load(named["name"])
+    if backbone.fingerprint != named["fingerprint"]:
+        raise RequestError(
+            f"{path} was trained on {named['name']} ({named['source']}, fingerprint {named['fingerprint'][:12]}), but "
+            f"the backbone here is {backbone.name} ({backbone.source}, fingerprint {backbone.fingerprint[:12]}): "
+            "load the weights that it was trained on."
+        )
+    model = build(backbone, header["method"], classes=len(header["classes"]), **header["arguments"])
+    try:
+        model.load_state(tensors)
+    except RuntimeError as error:
+        raise RequestError(f"The tensors of {path} do not fit its header ({error}): take an intact copy.") from error
+    return Adapter(model.eval(), Preprocess.from_dict(header["preprocess"]), header)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,213 @@
+"""A frozen timm Vision Transformer, and the only file that knows the names of timm's modules.
+
+The forward pass is written out here, over timm's own modules, because a method's contacts lie between them. With no
+contacts it equals timm's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp, global_pool_nlc, resample_abs_pos_embed
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .contacts import Contacts
+from .data.preprocess import Preprocess
+from .errors import RequestError
+from .features import Activations
+from .weights import Loaded, load
+
+# The linear layers of a block that a method may change; their own forward passes are written out below.
+CHANGEABLE = ("qkv", "proj", "fc1", "fc2")
+
+
+class Backbone(nn.Module):
+    """A pre-trained plain ViT, frozen: always in evaluation mode, never a gradient for its own tensors.
+
+    B images, H W pixels, (h, w) patch grid, N = h*w, P prefix tokens (CLS, registers), D width, L blocks.
+    """
+
+    def __init__(self, loaded: Loaded) -> None:
+        super().__init__()
+        self.vit = loaded.vit.requires_grad_(False).eval()
+        self.name = loaded.name
+        self.source = loaded.source
+        self.native = Preprocess(loaded.size, loaded.mean, loaded.std, loaded.interpolation)
+        self.width: int = self.vit.embed_dim
+        self.depth: int = len(self.vit.blocks)
+        self.prefix: int = self.vit.num_prefix_tokens
+        self.has_cls: bool = self.vit.has_class_token
+        self.patch: tuple[int, int] = self.vit.patch_embed.patch_size
+        self._at = dict(self.vit.named_modules())
+        self.linears = {
+            path: module
+            for path, module in self._at.items()
+            if path.startswith("blocks.") and isinstance(module, nn.Linear) and path.split(".")[-1] in CHANGEABLE
+        }
+        self._no_contacts = Contacts()
+        self._fingerprint = ""
+
+    @classmethod
+    def load(cls, name: str, *, say: Callable[[str], None] = lambda line: None) -> Backbone:
+        """A backbone by timm name or local file; see `weights.load` for where it is looked for."""
+        return cls(load(name, say=say))
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stays in evaluation mode: drop path of the frozen blocks is the method's setting, dropout is none."""
+        return super().train(False)
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of this name; RequestError if there is none."""
+        try:
+            return self.vit.get_parameter(name)
+        except AttributeError:
+            raise RequestError(
+                f"No tensor {name!r} in {self.name}: its tensors are named as timm names them, "
+                "for example blocks.0.norm1.weight; name one of these."
+            ) from None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the backbone by timm's name."""
+        return dict(self.vit.named_parameters())
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over names, shapes and float32 bytes: the same weights, the same fingerprint, whatever the file."""
+        if not self._fingerprint:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self.tensors().items()):
+                value = tensor.detach().to("cpu", torch.float32).contiguous()
+                digest.update(f"{name} {tuple(value.shape)}\n".encode())
+                digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def preprocess(self, size: int | tuple[int, int] | None = None) -> Preprocess:
+        """The weights' own preprocessing, at another picture size (pixels; (H, W) or one number) if given.
+
+        A size that the patch does not divide is a RequestError that names the nearest ones.
+        """
+        height, width = self.native.size if size is None else (size, size) if isinstance(size, int) else size
+        self._check_size(height, width)
+        return Preprocess((height, width), self.native.mean, self.native.std, self.native.interpolation)
+
+    def _check_size(self, *size: int) -> None:
+        if any(side < patch or side % patch for side, patch in zip(size, self.patch, strict=True)):
+            near = [
+                " or ".join(str(n) for n in (side // patch * patch, side // patch * patch + patch) if n)
+                if side % patch or not side
+                else str(side)
+                for side, patch in zip(size, self.patch, strict=True)
+            ]
+            raise RequestError(
+                f"Pictures of {size[0]} x {size[1]} pixels were asked for, but the patches of {self.name} are "
+                f"{self.patch[0]} x {self.patch[1]} pixels: the nearest sizes are "
+                f"{near[0]} (height) and {near[1]} (width); take one of these."
+            )
+
+    # ---------------------------------------------------------------------------------------------- forward
+
+    def forward(self, images: Tensor, contacts: Contacts | None = None) -> Activations:
+        """images [B, 3, H, W] (normalised), with a method's contacts or none -> Activations."""
+        c = self._no_contacts if contacts is None else contacts
+        x, grid = self._embed(images, c)
+        found = Activations(x, grid)
+        for i in range(self.depth):
+            if (tokens := c.tokens.get(i)) is not None:
+                x = torch.cat([tokens.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+            x = self._block(i, x, c, grid)
+            if tokens is not None:
+                found.extra[i], x = x.split([tokens.shape[1], x.shape[1] - tokens.shape[1]], dim=1)
+            if i in c.taps:
+                found.taps[i] = x
+        found.tokens = self._call("norm", x, c)
+        return found
+
+    def pool(self, tokens: Tensor, contacts: Contacts | None = None) -> Tensor:
+        """tokens [B, P+N, D] after the final norm -> [B, D], as the weights were trained to be pooled."""
+        c = self._no_contacts if contacts is None else contacts
+        if self.vit.attn_pool is not None:
+            x = self._call("attn_pool", tokens if self.vit.pool_include_prefix else tokens[:, self.prefix :], c)
+        else:
+            x = global_pool_nlc(
+                tokens,
+                pool_type=self.vit.global_pool or ("token" if self.has_cls else "avg"),
+                num_prefix_tokens=self.prefix,
+                reduce_include_prefix=self.vit.pool_include_prefix,
+            )
+        return self._call("fc_norm", x, c)
+
+    def _embed(self, images: Tensor, c: Contacts) -> tuple[Tensor, tuple[int, int]]:
+        """Patches, position embedding resampled to their grid, prefix tokens: [B, 3, H, W] -> [B, P+N, D]."""
+        self._check_size(*images.shape[-2:])
+        x = self._call("patch_embed", images, c)
+        B, h, w, _ = x.shape
+        x = x.flatten(1, 2)
+        own = c.own("")
+        vit = self.vit
+        prefix = [own.get(name, getattr(vit, name)) for name in ("cls_token", "reg_token")]
+        prefix = [token.expand(B, -1, -1) for token in prefix if token is not None]
+        position = own.get("pos_embed", vit.pos_embed)
+        if position is not None:
+            position = resample_abs_pos_embed(
+                position,
+                new_size=[h, w],
+                old_size=list(vit.patch_embed.grid_size),
+                num_prefix_tokens=0 if vit.no_embed_class else self.prefix,
+            )
+        if position is not None and vit.no_embed_class:  # DeiT-3, DINOv2 with registers: patches only
+            x = x + position
+        x = torch.cat([*prefix, x], dim=1) if prefix else x
+        if position is not None and not vit.no_embed_class:
+            x = x + position
+        return self._call("norm_pre", x, c), (h, w)
+
+    def _block(self, i: int, x: Tensor, c: Contacts, grid: tuple[int, int]) -> Tensor:
+        """One pre-norm block, [B, P+N, D] -> the same."""
+        rate = c.drop_path * i / max(self.depth - 1, 1) if c.training else 0.0
+        for norm, sublayer, scale in (("norm1", "attn", "ls1"), ("norm2", "mlp", "ls2")):
+            path = f"blocks.{i}.{sublayer}"
+            inputs = self._call(f"blocks.{i}.{norm}", x, c)
+            outputs = self._attention(path, inputs, c) if sublayer == "attn" else self._mlp(path, inputs, c)
+            x = x + drop_path(self._call(f"blocks.{i}.{scale}", outputs, c), rate)
+            if (branch := c.branch_at.get(path)) is not None:
+                # Outside LayerScale, which would mute it (gamma is about 1e-5 at the start of DINOv2's training).
+                x = x + drop_path(branch(inputs, outputs, grid), rate)
+        return x
+
+    def _attention(self, path: str, x: Tensor, c: Contacts) -> Tensor:
+        attn: Any = self._at[path]
+        B, T, _ = x.shape
+        qkv = self._call(f"{path}.qkv", x, c).view(B, T, 3, attn.num_heads, attn.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self._call(f"{path}.q_norm", q, c), self._call(f"{path}.k_norm", k, c)
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, T, attn.attn_dim)
+        return self._call(f"{path}.proj", self._call(f"{path}.norm", x, c), c)
+
+    def _mlp(self, path: str, x: Tensor, c: Contacts) -> Tensor:
+        mlp: Any = self._at[path]
+        if type(mlp) is not Mlp:  # SwiGLU and its kin: trained tensors reach it, a changed linear does not
+            return self._call(path, x, c)
+        x = mlp.act(self._call(f"{path}.fc1", x, c))
+        return self._call(f"{path}.fc2", self._call(f"{path}.norm", x, c), c)
+
+    def _call(self, path: str, x: Tensor, c: Contacts) -> Tensor:
+        """The module at `path`, with the method's copies of its tensors, or as the method has changed it."""
+        module: Any = self._at[path]
+        own = c.own(path)
+        if (change := c.change_at.get(path)) is not None:
+            return change(x, own.get("weight", module.weight), own.get("bias", module.bias))
+        return functional_call(module, {**own}, (x,)) if own else module(x)
+
+
+def drop_path(x: Tensor, rate: float) -> Tensor:
+    """Stochastic depth (Huang et al. 2016): zeroes samples of x [B, ...] with probability `rate`, rescales the rest."""
+    if rate == 0.0:
+        return x
+    keep = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(1 - rate)
+    return x * keep / (1 - rate)

@@ -1,0 +1,77 @@
+"""Activations of a frozen backbone, computed once and kept.
+
+For a method whose gradients do not cross the backbone, the pass through it is a function of the picture alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from .features import Activations
+from .model import Model
+
+
+class ActivationStore:
+    """The activations of n pictures in memory, in the precision of the run (bf16 for a bf16 run).
+
+    limit: bytes it may take; a set that needs more is not kept, and `full` says so.
+    """
+
+    def __init__(self, n: int, limit: int, dtype: torch.dtype) -> None:
+        self.n, self.limit, self.dtype = n, limit, dtype
+        self.full = False
+        self._kept: Activations | None = None
+        self._seen = torch.zeros(n, dtype=torch.bool)
+
+    def get(self, indices: Tensor, compute: Callable[[], Activations]) -> Activations:
+        """The activations of the pictures `indices` [b]; made by `compute`, for all, if one is not there."""
+        if self._kept is not None and bool(self._seen[indices].all()):
+            return _map(self._kept, lambda kept: kept[indices])
+        found = compute()
+        if not self.full:
+            self._keep(indices, found)
+        return found
+
+    def _keep(self, indices: Tensor, found: Activations) -> None:
+        if self._kept is None:
+            if self.n * _bytes_per_picture(found, self.dtype) > self.limit:
+                self.full = True
+                return
+            self._kept = _map(found, lambda t: torch.empty((self.n, *t.shape[1:]), dtype=self.dtype, device=t.device))
+        for kept, value in zip(_tensors(self._kept), _tensors(found), strict=True):
+            kept[indices] = value.to(self.dtype)
+        self._seen[indices] = True
+
+
+def activation_store(n: int, gib: float, fabric: Fabric) -> ActivationStore:
+    """Room for the activations of n pictures, at most `gib` GiB, in the precision of the run."""
+    kinds = {"bf16-mixed": torch.bfloat16, "64-true": torch.float64}
+    return ActivationStore(n, int(gib * 2**30), kinds.get(fabric._precision.precision, torch.float32))
+
+
+def recall(model: Model, store: ActivationStore | None, indices: Tensor, images: Tensor) -> Activations | None:
+    """The activations of the pictures `indices` from the store; without one None, so that the model makes its own."""
+    if store is None:
+        return None
+    return store.get(indices, lambda: model.method.read(model.backbone, images))
+
+
+def _tensors(a: Activations) -> list[Tensor]:
+    return [a.tokens, *a.taps.values(), *a.extra.values()]
+
+
+def _map(a: Activations, change: Callable[[Tensor], Tensor]) -> Activations:
+    return Activations(
+        change(a.tokens),
+        a.grid,
+        {i: change(t) for i, t in a.taps.items()},
+        {i: change(t) for i, t in a.extra.items()},
+    )
+
+
+def _bytes_per_picture(a: Activations, dtype: torch.dtype) -> int:
+    return sum(t[0].numel() for t in _tensors(a)) * dtype.itemsize

@@ -1,0 +1,81 @@
+"""The table of methods, from the methods themselves."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import timm
+import torch
+
+from . import method as methods
+from .backbone import Backbone
+from .method import Method
+from .weights import Loaded
+
+VIT_B16 = "vit_base_patch16_224"
+
+
+def shape_of(architecture: str) -> Backbone:
+    """A backbone of this timm architecture on torch's meta device, without numbers: enough to count parameters."""
+    with torch.device("meta"):
+        vit: Any = timm.create_model(architecture, num_classes=0, dynamic_img_size=True)
+    half = (0.5, 0.5, 0.5)
+    return Backbone(Loaded(vit, architecture, "shapes only", architecture, half, half, "bicubic", (224, 224)))
+
+
+def attached(name: str, backbone: Backbone, **arguments: Any) -> Method:
+    """The method on such a backbone: its parameters and contacts are there, their numbers are not."""
+    method = methods.create(name, **arguments)
+    with torch.device("meta"):
+        method.attach(backbone)
+    return method
+
+
+def table() -> list[dict[str, Any]]:
+    """One record per method; parameters are those on ViT-B/16 with the method's defaults, without a head."""
+    backbone = shape_of(VIT_B16)
+    return [
+        {
+            "name": method.name(),
+            "title": method.title,
+            "paper": method.paper,
+            "contacts": list(method.contacts.kinds),
+            "parameters_vit_b16": sum(p.numel() for p in method.parameters()),
+            "crosses_backbone": method.crosses_backbone,
+            "mergeable": method.mergeable,
+            "published": method.published,
+        }
+        for method in (attached(name, backbone) for name in methods.names())
+    ]
+
+
+def text() -> str:
+    """The table as lines of text."""
+    lines = [f"{'method':14} {'parameters':>11}  {'contacts':18} {'crosses':8} {'merges':7} published"]
+    for row in table():
+        lines.append(
+            f"{row['name']:14} {row['parameters_vit_b16']:>11,}  {' '.join(row['contacts']) or 'none':18} "
+            f"{_yes(row['crosses_backbone']):8} {_yes(row['mergeable']):7} {row['published']}"
+        )
+    lines.append("")
+    lines.append("parameters: on ViT-B/16, without the head. crosses: whether gradients cross the backbone.")
+    return "\n".join(lines)
+
+
+def describe(name: str) -> str:
+    """A method's own description and its options with their defaults."""
+    cls = methods.find(name)
+    options = [f"  --{key.replace('_', '-'):18} {_shown(value)}" for key, value in cls.defaults().items()]
+    paper = [cls.paper, ""] if cls.paper else []
+    return "\n".join(
+        [cls.title, *paper, inspect.getdoc(cls) or "", "", "options and defaults:", *(options or ["  none"])]
+    )
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,181 @@
+"""Charts as HTML and SVG that follow the page's colours: curves, bars with intervals, a heat map."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import NamedTuple
+
+from vitgraft.page import interval_text, name, percent
+
+Form = Callable[[float], str]
+WIDTH, HEIGHT = 360, 230  # of a curve's drawing, in its own units; the page scales it
+LEFT, RIGHT, TOP, BOTTOM = 50, 304, 14, 192  # of the plot inside the drawing
+
+
+class Curve(NamedTuple):
+    """A named line through (x, y) points, x increasing."""
+
+    name: str
+    points: list[tuple[float, float]]
+
+
+class Bar(NamedTuple):
+    """One share (0..1) of `n` pictures, or None where nothing was measured."""
+
+    name: str
+    share: float | None
+    interval: Sequence[float] | None = None
+    n: int | None = None
+
+
+def ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[float]:
+    """Round numbers that enclose low..high, in steps of 1, 2 or 5 times a power of ten."""
+    if not high > low:
+        low, high = min(low, low / 2), max(high, high / 2) or 1.0  # an accuracy of 1 must not bring ticks above 1
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(power * k for k in (1, 2, 5, 10) if (high - low) / (power * k) <= most)
+    if whole:
+        step = max(1.0, step)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [k * step for k in range(first, last + 1)]
+
+
+def _spread(heights: list[float], gap: float = 13) -> list[float]:
+    """Heights of end labels, pushed apart so that none covers another."""
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    placed = list(heights)
+    for before, after in itertools.pairwise(order):
+        placed[after] = max(placed[after], placed[before] + gap)
+    over = max(0.0, max(placed, default=0.0) - BOTTOM)
+    return [height - over for height in placed]
+
+
+def _axes(xs: list[float], ys: list[float], x: Callable, y: Callable, form: Form, label: str) -> str:
+    lines = [
+        f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
+        f'<text class="tick" x="{LEFT - 7}" y="{y(v) + 3.5:.1f}" text-anchor="end">{form(v)}</text>'
+        for v in ys
+    ]
+    lines += [
+        f'<line class="axis" x1="{x(v):.1f}" x2="{x(v):.1f}" y1="{BOTTOM}" y2="{BOTTOM + 4}"/>'
+        f'<text class="tick" x="{x(v):.1f}" y="{BOTTOM + 17}" text-anchor="middle">{v:g}</text>'
+        for v in xs
+    ]
+    lines.append(f'<line class="axis" x1="{LEFT}" x2="{RIGHT}" y1="{BOTTOM}" y2="{BOTTOM}"/>')
+    lines.append(
+        f'<text class="tick" x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(label)}</text>'
+    )
+    return "".join(lines)
+
+
+def curves(title: str, lines: Sequence[Curve], form: Form, tick_form: Form, x_label: str = "epoch") -> str:
+    """Lines over epochs with axes, and the last value of each written at its end; empty when there are no points.
+
+    `form` writes a value, `tick_form` a round number beside the axis.
+    """
+    finite = [(line.name, [p for p in line.points if math.isfinite(p[1])]) for line in lines]
+    drawn = [(i, Curve(*line)) for i, line in enumerate(finite) if line[1]]
+    if not drawn:
+        return ""
+    all_x, all_y = zip(*(point for _, line in drawn for point in line.points), strict=True)
+    xs, ys = ticks(min(all_x), max(all_x), whole=True), ticks(min(all_y), max(all_y))
+    x_low, x_high = (min(all_x), max(all_x)) if len(set(all_x)) > 1 else (xs[0], xs[-1])
+
+    def x(value: float) -> float:
+        return LEFT + 6 + (value - x_low) / (x_high - x_low) * (RIGHT - LEFT - 12)
+
+    def y(value: float) -> float:
+        return BOTTOM - (value - ys[0]) / (ys[-1] - ys[0]) * (BOTTOM - TOP)
+
+    shown_x = [v for v in xs if x_low <= v <= x_high] if len(set(all_x)) > 1 else [all_x[0]]
+    body = _axes(shown_x, ys, x, y, tick_form, x_label)
+    ends = _spread([y(line.points[-1][1]) for _, line in drawn])
+    for (i, line), end in zip(drawn, ends, strict=True):
+        path = " ".join(f"{x(px):.1f},{y(py):.1f}" for px, py in line.points)
+        (last_x, last_y) = line.points[-1]
+        body += (
+            f'<polyline class="curve c{i}" points="{path}"/>'
+            f'<circle class="dot c{i}" cx="{x(last_x):.1f}" cy="{y(last_y):.1f}" r="3.5"/>'
+            f'<text class="end c{i}" x="{x(last_x) + 10:.1f}" y="{end + 4:.1f}">{form(last_y)}</text>'
+        )
+    body += _hover([line for _, line in drawn], x, form, x_label)
+    keys = "".join(f'<span class="key c{i}">{escape(line.name)}</span>' for i, line in drawn)
+    legend = f'<span class="legend">{keys}</span>' if len(drawn) > 1 else ""
+    words = "; ".join(
+        f"{line.name} {form(line.points[-1][1])} at {x_label} {line.points[-1][0]:g}" for _, line in drawn
+    )
+    return (
+        f'<figure class="chart"><figcaption>{escape(title)}{legend}</figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}: {escape(words)}">'
+        f"{body}</svg></figure>"
+    )
+
+
+def _hover(lines: list[Curve], x: Callable, form: Form, label: str, most: int = 300) -> str:
+    """Invisible strips that show the values of their epoch under the pointer."""
+    values: dict[float, list[str]] = {}
+    for line in lines:
+        for px, py in line.points:
+            values.setdefault(px, []).append(f"{line.name} {form(py)}")
+    if len(values) > most:
+        return ""
+    half = (RIGHT - LEFT) / len(values) / 2
+    return "".join(
+        f'<rect class="hover" x="{x(px) - half:.1f}" y="{TOP}" width="{2 * half:.1f}" height="{BOTTOM - TOP}">'
+        f"<title>{escape(f'{label} {px:g}: ' + ', '.join(texts))}</title></rect>"
+        for px, texts in sorted(values.items())
+    )
+
+
+def strip(share: float, interval: Sequence[float] | None) -> str:
+    """A bar on 0..100 %, with its interval as a whisker."""
+    whisker = ""
+    if interval:
+        low, high = interval
+        whisker = f'<i style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></i>'
+    return f'<div class="strip" aria-hidden="true"><b style="width:{100 * share:.2f}%"></b>{whisker}</div>'
+
+
+def bars(entries: Sequence[Bar], what: str, measure: str = "accuracy", caption: str = "") -> str:
+    """A table of shares with a bar each, in the order given."""
+    with_n = any(bar.n is not None for bar in entries)
+    rows = []
+    for bar in entries:
+        n = f'<td class="number">{"" if bar.n is None else f"{bar.n:,}"}</td>' if with_n else ""
+        if bar.share is None:
+            cells = '<td></td><td class="number">not measured</td>'
+        else:
+            hint = f' title="95 % interval {interval_text(bar.interval)}"' if bar.interval else ""
+            cells = f'<td{hint}>{strip(bar.share, bar.interval)}</td><td class="number">{percent(bar.share)}</td>'
+        rows.append(f'<tr><th scope="row" title="{escape(bar.name)}">{name(bar.name)}</th>{cells}{n}</tr>')
+    columns = f'<col class="label"><col><col class="figure">{"<col class=count>" if with_n else ""}'
+    count = '<th scope="col" class="number">n</th>' if with_n else ""
+    labels = f'<th scope="col">{escape(what)}</th><th scope="col" colspan="2">{escape(measure)}</th>{count}'
+    head = f"<colgroup>{columns}</colgroup><thead><tr>{labels}</tr></thead>"
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f'<table class="bars">{title}{head}<tbody>{"".join(rows)}</tbody></table>'
+
+
+def heat_map(names: Sequence[str], counts: Sequence[Sequence[int]], caption: str) -> str:
+    """The confusion matrix as a table; a cell's colour is the root of its share of the row, so rare ones show."""
+    head = "".join(f'<th scope="col" title="{escape(k)}"><span>{name(k)}</span></th>' for k in names)
+    rows = []
+    for i, (truth, row) in enumerate(zip(names, counts, strict=True)):
+        total = sum(row)
+        cells = []
+        for j, count in enumerate(row):
+            if not count:
+                cells.append("<td></td>")
+                continue
+            heat = 0.12 + 0.88 * math.sqrt(count / total)
+            words = f"{count} of {total} “{truth}” taken for “{names[j]}”" if i != j else f"{count} of {total} right"
+            kind = "hit" if i == j else "miss"
+            cells.append(f'<td class="{kind}" style="--heat:{heat:.2f}" title="{escape(words)}">{count}</td>')
+        rows.append(f'<tr><th scope="row" title="{escape(truth)}">{name(truth)}</th>{"".join(cells)}</tr>')
+    return (
+        f'<div class="scroll"><table class="heat"><caption>{escape(caption)}</caption>'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )

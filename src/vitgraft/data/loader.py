@@ -1,0 +1,207 @@
+"""The pictures of one split, decoded once and checked, then handed out in batches; and which pictures make a batch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vitgraft.data.dataset import Split
+from vitgraft.data.pictures import BadPicture
+from vitgraft.data.preprocess import Preprocess
+from vitgraft.errors import RequestError, WorkError
+
+_CHUNK = 32  # pictures that a worker process decodes at a time when all are checked
+
+
+class _Decoded(NamedTuple):
+    pixels: Tensor  # uint8 [b, 3, H, W], the good ones
+    indices: list[int]  # of the good ones
+    bad: list[tuple[int, str]]  # index and reason
+
+
+class _Decode(Dataset[tuple[int, Tensor | str]]):
+    """Index to (index, pixels) or, for a bad picture, (index, reason). At module level, so that every way of starting a
+    worker process can import it."""
+
+    def __init__(self, paths: list[Path], preprocess: Preprocess) -> None:
+        self.paths = paths
+        self.preprocess = preprocess
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        try:
+            return index, self.preprocess.load(self.paths[index])
+        except BadPicture as bad:
+            return index, bad.reason
+
+
+def _stack(items: list[tuple[int, Tensor | str]]) -> _Decoded:
+    good = [(index, item) for index, item in items if isinstance(item, Tensor)]
+    pixels = torch.stack([item for _, item in good]) if good else torch.empty(0, dtype=torch.uint8)
+    return _Decoded(pixels, [i for i, _ in good], [(i, item) for i, item in items if isinstance(item, str)])
+
+
+def _count(items: list[tuple[int, Tensor | str]]) -> _Decoded:
+    """Like `_stack`, but the pixels stay in the worker: a check that keeps nothing need not move them."""
+    decoded = _stack(items)
+    return decoded._replace(pixels=torch.empty(0, dtype=torch.uint8))
+
+
+class Pictures:
+    """A split whose pictures are known to be good.
+
+    Args:
+        split: paths and labels.
+        preprocess: the pipeline up to uint8 pixels.
+        workers: processes that decode; 0 decodes in this one.
+        skip_bad: leave bad pictures out, into `skipped`, where otherwise they are an error.
+        keep_bytes: the decoded pixels stay in memory if they take at most this; else each call of `batches` decodes.
+        progress: called with (pictures done, pictures in all) while they are decoded for the first time.
+
+    Raises WorkError when pictures are bad, or when skipping them leaves a class with none.
+    """
+
+    paths: list[Path]
+    labels: Tensor  # int64 [n]
+    skipped: list[tuple[Path, str]]  # bad pictures that were left out, with the reason
+
+    def __init__(
+        self,
+        split: Split,
+        preprocess: Preprocess,
+        *,
+        workers: int,
+        skip_bad: bool = False,
+        keep_bytes: int = 2 << 30,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        if workers < 0:
+            raise RequestError(
+                f"{workers} worker processes were asked for, but 0 means this process alone; give 0 or more"
+            )
+        self._preprocess = preprocess
+        self._workers = workers
+        self.paths = list(split.paths)
+        height, width = preprocess.size
+        keep = len(split) * 3 * height * width <= keep_bytes
+        self._pixels, good, bad = self._decode_all(keep, progress)
+        self.skipped = [(split.paths[index], reason) for index, reason in bad]
+        if bad and not skip_bad:
+            raise WorkError(_bad_pictures(split, self.skipped))
+        _check_classes(split, good)
+        self.paths = [split.paths[index] for index in good]
+        self.labels = torch.tensor([split.labels[index] for index in good], dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def batches(self, indices: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For each list of indices, in order: pixels uint8 [b, 3, H, W], labels int64 [b], the indices int64 [b]."""
+        if self._pixels is not None:
+            for batch in indices:
+                chosen = torch.tensor(batch, dtype=torch.int64)
+                yield self._pixels[chosen], self.labels[chosen], chosen
+            return
+        for decoded in self._decode(indices, _stack):
+            for index, reason in decoded.bad:  # it was good when all were checked: the file has changed since
+                raise BadPicture(self.paths[index], reason)
+            chosen = torch.tensor(decoded.indices, dtype=torch.int64)
+            yield decoded.pixels, self.labels[chosen], chosen
+
+    def _decode_all(
+        self, keep: bool, progress: Callable[[int, int], None] | None
+    ) -> tuple[Tensor | None, list[int], list[tuple[int, str]]]:
+        """Every picture once: the good ones' pixels if they are kept, the good indices, the bad ones with reasons."""
+        total = len(self.paths)
+        pixels = torch.empty((total, 3, *self._preprocess.size), dtype=torch.uint8) if keep else None
+        good: list[int] = []
+        bad: list[tuple[int, str]] = []
+        for decoded in self._decode(even_batches(total, _CHUNK), _stack if keep else _count):
+            if pixels is not None and decoded.indices:
+                pixels[len(good) : len(good) + len(decoded.indices)] = decoded.pixels
+            good += decoded.indices
+            bad += decoded.bad
+            if progress is not None:
+                progress(len(good) + len(bad), total)
+        return (pixels[: len(good)] if pixels is not None else None), good, bad
+
+    def _decode(
+        self, indices: Sequence[Sequence[int]], collate: Callable[[list[tuple[int, Tensor | str]]], _Decoded]
+    ) -> Iterator[_Decoded]:
+        loader = DataLoader(
+            _Decode(self.paths, self._preprocess),
+            batch_sampler=indices,  # type: ignore[arg-type]  # any sized iterable of index lists serves
+            collate_fn=collate,
+            num_workers=min(self._workers, len(indices)),  # the DataLoader gives each one torch thread
+            # A DataLoader draws a seed for its workers: from the global generator, that would make a run that streams
+            # differ from one that keeps its pixels.
+            generator=torch.Generator(),
+        )
+        try:
+            yield from loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise WorkError(
+                f"pictures were to be decoded by {self._workers} worker processes, but one was killed ({error}); "
+                "give them more memory (in a container: shared memory), or decode in one process with --workers 0"
+            ) from error
+
+
+def _bad_pictures(split: Split, bad: list[tuple[Path, str]], most: int = 5) -> str:
+    listed = ", ".join(f"{path} ({reason})" for path, reason in bad[:most])
+    more = f", and {len(bad) - most} more" if len(bad) > most else ""
+    return (
+        f"{len(split)} pictures of split {split.name!r} were to be decoded, but {len(bad)} cannot be: {listed}{more}; "
+        "replace or remove them, or leave them out with --skip-bad"
+    )
+
+
+def _check_classes(split: Split, good: list[int]) -> None:
+    left = {split.labels[index] for index in good}
+    for path, label in zip(split.paths, split.labels, strict=True):
+        if label not in left:
+            raise WorkError(
+                f"the bad pictures of split {split.name!r} were left out, but then none is left of the class of {path} "
+                f"(label {label}, {split.labels.count(label)} bad); replace its pictures, or remove the class"
+            )
+
+
+def epoch_batches(n: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[int]]:
+    """The batches of one epoch of training, as indices 0..n-1: this process's share of each.
+
+    The order depends on (seed, epoch) alone and every rank cuts the same one, so that the ranks' k-th batches together
+    are the k-th batch of a single process. The last incomplete batch is dropped; fewer pictures than `batch_size` make
+    one batch.
+    """
+    if batch_size < 1 or batch_size % world:
+        raise RequestError(
+            f"batches of {batch_size} were asked for, but {world} device(s) share each evenly; give a multiple of "
+            f"{world}, such as {max(batch_size // world, 1) * world}"
+        )
+    if 0 < n < world:
+        raise RequestError(
+            f"{world} devices were asked for, but there are {n} pictures to share; take at most {n} devices"
+        )
+    order = list(range(n))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    size = max(min(batch_size, n), 1)
+    return [order[start : start + size][rank::world] for start in range(0, n - size + 1, size)]
+
+
+def even_batches(n: int, batch_size: int, *, rank: int = 0, world: int = 1) -> list[list[int]]:
+    """All indices 0..n-1 in order, once, for evaluation: this process's share; a rank's list may be shorter."""
+    if batch_size < 1:
+        raise RequestError(
+            f"batches of {batch_size} were asked for, but a batch holds a picture at least; give 1 or more"
+        )
+    shares = (list(range(start, min(start + batch_size, n)))[rank::world] for start in range(0, n, batch_size))
+    return [share for share in shares if share]

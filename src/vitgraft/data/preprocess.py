@@ -1,0 +1,89 @@
+"""From a picture to what the backbone takes in: one printable pipeline for training, evaluation and serving."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitgraft.data.pictures import open_picture, to_rgb
+from vitgraft.errors import RequestError, near_misses
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Direct resize to `size` (the aspect ratio is not kept: VTAB-1k's way), then normalisation per channel.
+
+    Args:
+        size: (H, W) in pixels.
+        mean: of R, G, B, on the scale 0..1; as the backbone was pre-trained.
+        std: of R, G, B, on the scale 0..1.
+        interpolation: a Pillow filter by name; it is antialiased when it makes a picture smaller, "nearest" excepted.
+    """
+
+    size: tuple[int, int]
+    mean: Triple
+    std: Triple
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        known = [filter.name.lower() for filter in Image.Resampling]
+        if self.interpolation not in known:
+            hint = near_misses(self.interpolation, known)
+            raise RequestError(
+                f"interpolation {self.interpolation!r} was asked for, but there are {', '.join(known)}; take one.{hint}"
+            )
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise RequestError(
+                f"image size {self.size} was asked for, but it is (height, width) in pixels; give two of 1 or more"
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise RequestError(
+                f"mean {self.mean} and std {self.std} were given, but each is a number for R, G and B, std above 0; "
+                "give three of each"
+            )
+
+    def load(self, path: str | os.PathLike[str]) -> Tensor:
+        """The picture file as uint8 [3, H, W]; raises `BadPicture`."""
+        return self.pixels(open_picture(path))
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """A Pillow image of any mode and size as uint8 [3, H, W]."""
+        height, width = self.size
+        resized = to_rgb(image).resize((width, height), Image.Resampling[self.interpolation.upper()])
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] to float32 [B, 3, H, W], on the device where the pixels are."""
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+        return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON knows them; `from_dict` takes them back."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Preprocess:
+        """The inverse of `to_dict`; raises RequestError when a field is missing, unknown or of the wrong kind."""
+        try:
+            given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+            return cls(**given)
+        except TypeError as error:
+            raise RequestError(
+                f"preprocessing was read from {dict(fields)}, but it has size, mean, std and interpolation; "
+                "write the file again with this version of vitgraft"
+            ) from error
+
+    def __str__(self) -> str:
+        height, width = self.size
+        mean, std = (" ".join(f"{value:g}" for value in triple) for triple in (self.mean, self.std))
+        return f"RGB, resize to {height}x{width} (HxW, {self.interpolation}), scale to 0..1, mean {mean}, std {std}"

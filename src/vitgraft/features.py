@@ -1,0 +1,35 @@
+"""The two records that flow through a model: what a backbone gives, and what a head receives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class Activations:
+    """What one pass through the backbone gives.
+
+    tokens  [B, P+N, D]  after the last block and the final norm
+    grid    (h, w)       of the N = h*w patch tokens, which stand behind the P prefix tokens
+    taps    block -> [B, P+N, D]  output of the block, before any norm
+    extra   block -> [B, M, D]    what became of the block's extra tokens
+    """
+
+    tokens: Tensor
+    grid: tuple[int, int]
+    taps: dict[int, Tensor] = field(default_factory=dict)
+    extra: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Features:
+    """What leaves backbone + method.
+
+    pooled  [B, D']      one vector per picture
+    maps    [(stride in pixels, [B, C_i, h_i, w_i]), ...]  from the finest to the coarsest
+    """
+
+    pooled: Tensor
+    maps: list[tuple[float, Tensor]]

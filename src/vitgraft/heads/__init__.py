@@ -1,0 +1,1 @@
+"""What turns features into losses and predictions. One file per task; a head knows nothing of methods."""

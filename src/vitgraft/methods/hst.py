@@ -1,0 +1,220 @@
+"""Hierarchical Side-Tuning (HST): a side network of four stages reads every block of the backbone.
+
+arXiv 2310.05393. After every ViT block i a bridge brings two things down to side block i of the same stage: the meta
+token, and the patch map. The side block lets its own tokens attend to the first and adds the second:
+
+    x = x + Attn(q = LN1 x,  k, v = [LN_i(B_s M_i), mean(p_i)])       meta-global injection
+    x = x + p_i,   p_i = resize(B_s P_i)                              fine-grained injection
+    x = x + FFN(LN2 x)
+
+where B_s is one linear layer per stage, M_i the output of block i's meta token and P_i its patch tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbone import Backbone, drop_path
+from ..batchnorm import BatchNorm
+from ..errors import RequestError
+from ..features import Activations, Features
+from ..method import Method
+
+STAGES = 4
+
+
+class HST(Method):
+    """The side network beside the backbone, as published or detached from it.
+
+    widths, heads: of the four stages (released code; dense tasks take widths 64 128 256 384). mlp_ratio: of the side
+    blocks (released code). meta_tokens: per block (paper: one is enough for classification). detached: False is the
+    published system: meta tokens and trained norm1/norm2 inside the backbone, gradients through all of it. True leaves
+    the backbone alone: the CLS token's output takes the meta token's place (the mean patch token where there is none),
+    LayerNorms stay frozen, every tap is normalised (LayerNorm without parameters) and read without autograd, so that a
+    picture's pass through the backbone happens once, whatever the number of epochs or tasks.
+
+    Parameters with widths d_s, L blocks of width D, M meta tokens, FFN ratio r, as published:
+        stem     27 d_1 + 2 d_1 + 4 d_1^2 + d_1 + 2 d_1
+        down     sum over s > 1 of 9 d_{s-1} d_s + 3 d_s
+        blocks   sum over s of L/4 ((4 + 2 r) d_s^2 + (9 + r) d_s)
+        bridge   sum over s of (D + 1) d_s + L/4 2 d_s
+        norms    sum over s of 2 d_s
+        inside   L M D + 4 L D          (none of it when detached)
+    = 764,840 on ViT-B/16 (718,760 detached); the head adds (d_4 + 1) K, 73 per class.
+    """
+
+    title = "HST, hierarchical side-tuning"
+    paper = "Lin et al. 2023, arXiv 2310.05393"
+    published = "VTAB-1k 76.1 (mean of 19, ViT-B/16 AugReg IN-21k, best epoch on test; abstract, v3)"
+    keeps = 0.75
+
+    def __init__(
+        self,
+        *,
+        widths: Sequence[int] = (32, 48, 64, 72),
+        heads: Sequence[int] = (2, 4, 8, 12),
+        mlp_ratio: int = 4,
+        meta_tokens: int = 1,
+        detached: bool = False,
+    ) -> None:
+        super().__init__()
+        self.widths, self.heads = tuple(widths), tuple(heads)
+        self.mlp_ratio, self.meta_tokens, self.detached = mlp_ratio, meta_tokens, detached
+        if len(self.widths) != STAGES or len(self.heads) != STAGES:
+            raise RequestError(
+                f"HST has four stages, but {len(self.widths)} widths and {len(self.heads)} numbers of heads came: "
+                "give four of each, for example widths 32 48 64 72 and heads 2 4 8 12."
+            )
+        for width, head in zip(self.widths, self.heads, strict=True):
+            if head < 1 or width < 1 or width % head:
+                raise RequestError(
+                    f"A side stage of width {width} cannot be split into {head} heads: the width must be a multiple of "
+                    "the heads; change one of the two."
+                )
+        if meta_tokens < 1:
+            raise RequestError(f"HST needs at least one meta token, but {meta_tokens} came: give 1 or more.")
+
+    def attach(self, backbone: Backbone) -> None:
+        L, D = backbone.depth, backbone.width
+        if L % STAGES:
+            raise RequestError(
+                f"HST splits the blocks into {STAGES} equal stages, but {backbone.name} has {L}: "
+                f"take a backbone whose depth is a multiple of {STAGES}."
+            )
+        for i in range(L):
+            self.contacts.tap(i)
+        if not self.detached:
+            self.meta = nn.ParameterList(nn.Parameter(torch.empty(1, self.meta_tokens, D)) for _ in range(L))
+            for i, token in enumerate(self.meta):
+                nn.init.xavier_uniform_(token)
+                self.contacts.add_tokens(i, token)
+                for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"):
+                    self.contacts.train_tensor(backbone, f"blocks.{i}.{name}")
+        ins = (3, *self.widths)
+        self.stages = nn.ModuleList(
+            Stage(ins[s], self.widths[s], D, L // STAGES, self.heads[s], self.mlp_ratio, first=s == 0)
+            for s in range(STAGES)
+        )
+        self.pooled_norm = BatchNorm(self.widths[-1], eps=1e-6, affine=False)
+        self.width = self.widths[-1]
+
+    def features(self, backbone: Backbone, images: Tensor, activations: Activations) -> Features:
+        depth = backbone.depth // STAGES
+        maps, x = [], images
+        for s, stage in enumerate(self.stages):
+            blocks = range(s * depth, (s + 1) * depth)
+            taps = [activations.taps[i] for i in blocks]
+            if self.detached:
+                taps = [F.layer_norm(tap, (backbone.width,)) for tap in taps]
+                first = 1 if backbone.has_cls else backbone.prefix
+                meta = [tap[:, :first] if first else tap.mean(1, keepdim=True) for tap in taps]
+            else:
+                meta = [activations.extra[i] for i in blocks]
+            rates = [self.contacts.drop_path * i / max(backbone.depth - 1, 1) if self.training else 0.0 for i in blocks]
+            x = stage(x, meta, [tap[:, backbone.prefix :] for tap in taps], activations.grid, rates)
+            maps.append((images.shape[-2] / x.shape[-2], x))
+        return Features(self.pooled_norm(x.mean((2, 3))), maps)
+
+
+class Stage(nn.Module):
+    """One stage: down-sampling, the bridge of its ViT blocks, one side block for each of them, a LayerNorm."""
+
+    def __init__(self, C: int, d: int, D: int, depth: int, heads: int, mlp_ratio: int, *, first: bool) -> None:
+        super().__init__()
+        if first:
+            self.down = nn.Sequential(
+                nn.Conv2d(C, d, 3, stride=2, padding=1, bias=False),
+                BatchNorm(d),
+                nn.ReLU(),
+                nn.Conv2d(d, d, 2, stride=2),
+            )
+        else:
+            self.down = nn.Sequential(nn.Conv2d(C, d, 3, stride=2, padding=1))
+        # eps: 1e-6 in the side network, torch's default in the bridge, as released.
+        self.down_norm = nn.LayerNorm(d)
+        self.bridge = nn.Linear(D, d)
+        self.meta_norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(depth))
+        self.blocks = nn.ModuleList(SideBlock(d, heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(d, eps=1e-6)
+        self.apply(_initialise)
+
+    def forward(
+        self, x: Tensor, meta: list[Tensor], patches: list[Tensor], grid: tuple[int, int], rates: list[float]
+    ) -> Tensor:
+        """x [B, C, H, W]; for each block meta [B, M, D], patches [B, h*w, D], drop path rate -> [B, d, H', W']."""
+        x = self.down(x)
+        size = (x.shape[-2], x.shape[-1])
+        x = self.down_norm(x.flatten(2).mT)
+        for block, norm, m, p, rate in zip(self.blocks, self.meta_norms, meta, patches, rates, strict=True):
+            p = self._resize(self.bridge(p), grid, size)
+            x = block(x, torch.cat([norm(self.bridge(m)), p.mean(1, keepdim=True)], dim=1), p, rate)
+        return self.norm(x).mT.unflatten(2, size)
+
+    @staticmethod
+    def _resize(p: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """Bilinear, [B, h*w, d] -> [B, H'*W', d].
+
+        After the linear layer, not before it as released: the weights of bilinear interpolation sum to one, so the two
+        commute, and D channels need not be resized.
+        """
+        if grid == size:
+            return p
+        p = p.mT.unflatten(2, grid)
+        return F.interpolate(p, size=size, mode="bilinear", align_corners=False).flatten(2).mT
+
+
+class SideBlock(nn.Module):
+    """Cross-attention to the meta-global tokens, the patch map added, a feed-forward network; pre-norm, width d."""
+
+    def __init__(self, d: int, heads: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(d, eps=1e-6), nn.LayerNorm(d, eps=1e-6)
+        self.q, self.k, self.v, self.proj = (nn.Linear(d, d) for _ in range(4))
+        self.fc1, self.fc2 = nn.Linear(d, mlp_ratio * d), nn.Linear(mlp_ratio * d, d)
+
+    def forward(self, x: Tensor, keys: Tensor, patches: Tensor, rate: float) -> Tensor:
+        """x, patches [B, H'*W', d], keys [B, M+1, d] -> [B, H'*W', d]."""
+        x = x + drop_path(self._attention(self.norm1(x), keys), rate) + patches
+        return x + drop_path(self.fc2(F.gelu(self.fc1(self.norm2(x)))), rate)
+
+    def _attention(self, x: Tensor, keys: Tensor) -> Tensor:
+        """Multi-head cross-attention from x [B, T, d] to keys [B, K, d] with K far below T, without a query per token.
+
+        The scores are x @ (W_q^T k) and the result is p @ (v W_o): with few keys both brackets are small, so the two
+        d x d products over T tokens vanish. With two keys, the default, the softmax is a sigmoid of the difference.
+        """
+        with torch.autocast(x.device.type, enabled=False):  # a difference of two keys does not survive 8 bits
+            keys = keys.to(self.k.weight.dtype)
+            k, v = (linear(keys).unflatten(2, (self.heads, -1)) for linear in (self.k, self.v))
+            k = k * k.shape[-1] ** -0.5
+            if two := keys.shape[1] == 2:
+                base = v[:, 1:]
+                k, v = k[:, :1] - k[:, 1:], v[:, :1] - v[:, 1:]
+            to_scores = torch.einsum("bkhe,hed->bdhk", k, self.q.weight.unflatten(0, (self.heads, -1))).flatten(2)
+            scores_bias = torch.einsum("bkhe,he->bhk", k, self.q.bias.unflatten(0, (self.heads, -1))).flatten(1)
+            out = self.proj.weight.unflatten(1, (self.heads, -1))
+            to_out = torch.einsum("bkhe,dhe->bhkd", v, out).flatten(1, 2)
+            bias = self.proj.bias.expand(len(x), 1, -1)
+            if two:
+                bias = bias + torch.einsum("bkhe,dhe->bkd", base, out)
+        scores = torch.baddbmm(scores_bias[:, None], x, to_scores)
+        p = scores.sigmoid() if two else scores.unflatten(2, (self.heads, -1)).softmax(-1).flatten(2)
+        return torch.baddbmm(bias, p, to_out)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Linear layers truncated normal of 0.02, convolutions normal of sqrt(2 / fan_out), as released."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,62 @@
+"""How a model is fitted. Free of torch, so that the command line knows its options without waiting for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from .errors import RequestError, near_misses
+
+PRECISIONS = ("auto", "bf16", "32", "64")
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a fit; every field is an option of `vitgraft fit`."""
+
+    epochs: int = _option(30, "passes over the training pictures")
+    lr: float = _option(1e-3, "peak learning rate; a method may have another default")
+    weight_decay: float = _option(1e-4, "AdamW's, on tensors of two or more axes")
+    batch_size: int = _option(64, "pictures per step, over all devices")
+    image_size: tuple[int, int] | None = _option(
+        None, "pixels, one number or height and width; default: the weights' own"
+    )
+    warmup: float = _option(0.1, "share of all steps in which the learning rate grows")
+    drop_path: float = _option(0.0, "stochastic depth at the last block")
+    label_smoothing: float = _option(0.0, "of the cross entropy")
+    precision: str = _option("auto", "auto (bf16 where the processor has it), bf16, 32 or 64")
+    seed: int = _option(0, "of the initial tensors, the order of the pictures, and a split that is made")
+    train_split: str = _option("train", "split to train on, for example train+val")
+    eval_split: str | None = _option(None, "split to measure at the end; default: val, if it is not trained on")
+    devices: int = _option(1, "processes, one per device")
+    workers: int = _option(2, "processes that decode pictures")
+    memory: float = _option(4.0, "GiB for decoded pictures, and as much again for kept activations")
+
+    def __post_init__(self) -> None:
+        least = {"epochs": 1, "batch_size": 1, "devices": 1, "workers": 0, "weight_decay": 0, "memory": 0}
+        for name, low in least.items():
+            if not low <= getattr(self, name) < math.inf:
+                raise RequestError(f"{name} is {getattr(self, name)}, but must be at least {low}: give another value.")
+        for name in ("warmup", "drop_path", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise RequestError(f"{name} is {getattr(self, name)}, but is a share: give 0 or more, and less than 1.")
+        if not 0 < self.lr < math.inf:
+            raise RequestError(f"The learning rate is {self.lr}, but must be above 0: give for example 1e-3.")
+        if self.precision not in PRECISIONS:
+            raise RequestError(
+                f"There is no precision {self.precision!r}: there are {', '.join(PRECISIONS)}; choose one of these."
+                f"{near_misses(self.precision, PRECISIONS)}"
+            )
+        if isinstance(self.image_size, int):
+            object.__setattr__(self, "image_size", (self.image_size, self.image_size))
+        elif self.image_size is not None:
+            object.__setattr__(self, "image_size", tuple(self.image_size))
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return [f.name for f in fields(cls)]

@@ -1,0 +1,179 @@
+"""The one training loop: AdamW, warm-up, cosine, on Lightning Fabric; the last epoch is the result."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from .cache import activation_store, recall
+from .data import Pictures, Preprocess, epoch_batches
+from .errors import RequestError, WorkError
+from .files import write_bytes
+from .model import Model
+from .settings import Settings
+
+FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
+
+
+def resolved_precision(precision: str) -> str:
+    """`auto` as what it means on this machine; anything else as it is."""
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "32"
+    return "bf16" if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() else "32"
+
+
+def fabric(settings: Settings) -> Fabric:
+    """Fabric with the devices and the precision of these settings, not yet launched."""
+    strategy = "ddp" if settings.devices > 1 else "auto"
+    precision: Any = FABRIC_PRECISION[resolved_precision(settings.precision)]
+    return Fabric(devices=settings.devices, strategy=strategy, precision=precision)
+
+
+@dataclass
+class Progress:
+    """Where a fit stands: what a checkpoint holds beside the tensors."""
+
+    epoch: int = 0  # epochs that are done
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)  # one record per epoch: metrics.jsonl
+
+
+def learning_rate(step: int, steps: int, settings: Settings) -> float:
+    """Linear warm-up from 0, then half a cosine to 0; `step` counts from 0."""
+    warm = max(1, round(settings.warmup * steps)) if settings.warmup else 0
+    if step < warm:
+        return settings.lr * (step + 1) / warm
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def optimiser(trained: dict[str, nn.Parameter], settings: Settings) -> torch.optim.AdamW:
+    """AdamW, without weight decay on tensors of one axis (biases, norms)."""
+    groups = [
+        {"params": [p for p in trained.values() if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained.values() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr)
+
+
+class Checkpoint:
+    """What a killed fit continues from: tensors, the optimiser's moments and the progress, in one safetensors file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def save(self, model: Model, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+        tensors = {f"model.{name}": t.detach().contiguous() for name, t in model.state().items()}
+        for name, p in model.trained().items():
+            for key, value in optimizer.state[p].items():
+                tensors[f"{key}.{name}"] = value.detach().contiguous()
+        write_bytes(self.path, save(tensors, {"progress": json.dumps(vars(progress))}))
+
+    def restore(self, model: Model, optimizer: torch.optim.Optimizer) -> Progress:
+        """Puts everything back; gives the progress. Nothing saved yet: the start."""
+        if not self.path.is_file():
+            return Progress()
+        try:
+            with safe_open(self.path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                progress = Progress(**json.loads(file.metadata()["progress"]))
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise WorkError(
+                f"The checkpoint {self.path} cannot be read ({error}): fit again into another folder."
+            ) from error
+        model.load_state({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+        for name, p in model.trained().items():
+            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors]
+            optimizer.state[p] = {
+                key: tensors[f"{key}.{name}"].to("cpu" if key == "step" else p.device) for key in keys
+            }
+        return progress
+
+
+def train(
+    model: Model,
+    pictures: Pictures,
+    preprocess: Preprocess,
+    settings: Settings,
+    fabric: Fabric,
+    checkpoint: Checkpoint,
+    *,
+    after_epoch: Callable[[Progress], None] = lambda progress: None,
+    on_step: Callable[[Progress, float], None] = lambda progress, loss: None,
+) -> Progress:
+    """Trains until the last epoch, from the checkpoint if there is one.
+
+    Every epoch begins from a state of the random generators that depends on (seed, epoch, rank) alone; therefore a fit
+    that was killed and resumed ends in the same weights as one that never was. `after_epoch` may add to the last record
+    of `progress.history` before it is saved.
+    """
+    trained = model.trained()
+    optimizer = optimiser(trained, settings)
+    progress = checkpoint.restore(model, optimizer)
+    wrapped, fabric_optimizer = fabric.setup(model, optimizer)
+    dtype = next(model.head.parameters()).dtype
+    world, rank = fabric.world_size, fabric.global_rank
+    steps_per_epoch = len(epoch_batches(len(pictures), settings.batch_size, seed=0, epoch=0, world=world))
+    if not steps_per_epoch:
+        raise RequestError(
+            f"There are {len(pictures)} pictures to train on, which is not one batch: give more pictures."
+        )
+    store = None if model.method.crosses_backbone else activation_store(len(pictures), settings.memory, fabric)
+    for epoch in range(progress.epoch, settings.epochs):
+        begun = time.perf_counter()
+        torch.manual_seed(settings.seed * 1_000_003 + epoch * 1009 + rank)
+        model.train()
+        losses: list[Tensor] = []
+        order = epoch_batches(
+            len(pictures), settings.batch_size, seed=settings.seed, epoch=epoch, rank=rank, world=world
+        )
+        for pixels, labels, indices in pictures.batches(order):
+            lr = learning_rate(progress.step, settings.epochs * steps_per_epoch, settings)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            images, labels = preprocess.normalise(pixels.to(fabric.device)).to(dtype), labels.to(fabric.device)
+            with fabric.autocast():
+                activations = recall(model, store, indices, images)
+            loss = sum(wrapped(images, labels, activations).values())
+            fabric.backward(loss)
+            fabric_optimizer.step()
+            fabric_optimizer.zero_grad()
+            losses.append(loss.detach())
+            progress.step += 1
+            # On a GPU each look at a loss waits for the device.
+            if fabric.device.type == "cpu" or progress.step % 20 == 0:
+                _check_finite(losses, progress.step)
+                on_step(progress, float(losses[-1]))
+        _check_finite(losses, progress.step)
+        progress.epoch = epoch + 1
+        progress.seconds += time.perf_counter() - begun
+        record = {"epoch": progress.epoch, "step": progress.step, "loss": round(float(torch.stack(losses).mean()), 6)}
+        progress.history.append({**record, "lr": lr, "seconds": round(progress.seconds, 3)})
+        after_epoch(progress)
+        if fabric.is_global_zero:
+            checkpoint.save(model, optimizer, progress)
+        fabric.barrier()
+    return progress
+
+
+def _check_finite(losses: list[Tensor], step: int) -> None:
+    values = torch.stack(losses)
+    if not bool(values.isfinite().all()):
+        first = step - len(losses) + 1 + int((~values.isfinite()).nonzero()[0])
+        raise WorkError(
+            f"The loss became {float(values[~values.isfinite()][0])} at step {first}; the checkpoint of the last whole "
+            "epoch is kept: lower --lr, or train with --precision 32."
+        )
