@@ -73,7 +73,7 @@ def test_arrangements_mean_their_class(task):
             elif task == "largest":
                 top = max(glyphs, key=lambda glyph: glyph.value)
                 assert len(set(values)) == 4
-                assert name[2:] == "ns"[top.y > 0.5] + "we"[top.x > 0.5]
+                assert name[2:] == "ns"[int(top.y > 0.5)] + "we"[int(top.x > 0.5)]
             elif task == "count":
                 assert len(values) == int(name)
             elif task == "turn":

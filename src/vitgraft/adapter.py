@@ -1,8 +1,8 @@
 """The adapter file: one task's trained tensors and everything that is needed to use them, in one safetensors file.
 
 Its metadata holds one JSON header under `vitgraft`: format, task, method with its arguments, head, class names,
-preprocessing, backbone name and fingerprint, protocol, metrics, versions, and a digest of the tensors. No backbone
-tensor is in it, and nothing in it is ever unpickled.
+preprocessing, backbone name and fingerprint, protocol, metrics, versions, and a digest of all this and the tensors. No
+backbone tensor is in it, and nothing in it is ever unpickled.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .data import Preprocess
-from .errors import RequestError
+from .errors import RequestError, VitgraftError
 from .files import write_bytes
 from .model import Model, build
 
@@ -49,7 +49,8 @@ def _half_or_same(t: Tensor) -> Tensor:
 
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> int:
     """Writes an adapter file as a whole or not at all; gives its size in bytes."""
-    head = {"format": FORMAT, **header, "digest": _digest(tensors)}
+    head = {"format": FORMAT, **header}
+    head["digest"] = _digest(tensors, head)
     content = save(tensors, {"vitgraft": json.dumps(head, ensure_ascii=False)})
     write_bytes(path, content)
     return len(content)
@@ -78,10 +79,8 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} has adapter format {header.get('format')}, and this version reads format {FORMAT}: "
             "use the version of vitgraft that wrote it."
         )
-    if header.get("digest") != _digest(tensors):
-        raise RequestError(
-            f"The tensors of {path} were altered after it was written: take an intact copy, or fit again."
-        )
+    if header.pop("digest", None) != _digest(tensors, header):
+        raise RequestError(f"{path} was altered after it was written: take an intact copy, or fit again.")
     return tensors, header
 
 
@@ -92,7 +91,12 @@ def load(path: str | Path, backbone: Backbone | None = None) -> Adapter:
     """
     tensors, header = read(path)
     named = header["backbone"]
-    backbone = backbone or Backbone.load(named["name"])
+    try:
+        backbone = backbone or Backbone.load(named["name"])
+    except VitgraftError as error:
+        raise type(error)(
+            f"{path} needs the backbone that it was trained on, but {error} Name it with --backbone."
+        ) from error
     if backbone.fingerprint != named["fingerprint"]:
         raise RequestError(
             f"{path} was trained on {named['name']} ({named['source']}, fingerprint {named['fingerprint'][:12]}), but "
@@ -107,8 +111,8 @@ def load(path: str | Path, backbone: Backbone | None = None) -> Adapter:
     return Adapter(model.eval(), Preprocess.from_dict(header["preprocess"]), header)
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

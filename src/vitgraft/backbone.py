@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, global_pool_nlc, resample_abs_pos_embed
+from timm.layers import Attention, Mlp, global_pool_nlc, resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -47,7 +47,10 @@ class Backbone(nn.Module):
         self.linears = {
             path: module
             for path, module in self._at.items()
-            if path.startswith("blocks.") and isinstance(module, nn.Linear) and path.split(".")[-1] in CHANGEABLE
+            if path.startswith("blocks.")
+            and isinstance(module, nn.Linear)
+            and path.split(".")[-1] in CHANGEABLE
+            and type(self._at[path.rpartition(".")[0]]) in (Attention, Mlp)
         }
         self._no_contacts = Contacts()
         self._fingerprint = ""
@@ -99,9 +102,10 @@ class Backbone(nn.Module):
     def _check_size(self, *size: int) -> None:
         if any(side < patch or side % patch for side, patch in zip(size, self.patch, strict=True)):
             near = [
-                " or ".join(str(n) for n in (side // patch * patch, side // patch * patch + patch) if n)
-                if side % patch or not side
-                else str(side)
+                str(side)
+                if side >= patch and not side % patch
+                else " or ".join(str(n) for n in (side // patch * patch, side // patch * patch + patch) if n > 0)
+                or str(patch)
                 for side, patch in zip(size, self.patch, strict=True)
             ]
             raise RequestError(
@@ -117,10 +121,11 @@ class Backbone(nn.Module):
         c = self._no_contacts if contacts is None else contacts
         x, grid = self._embed(images, c)
         found = Activations(x, grid)
+        drop = c.drop_path if c.training and c.inside else 0.0
         for i in range(self.depth):
             if (tokens := c.tokens.get(i)) is not None:
                 x = torch.cat([tokens.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
-            x = self._block(i, x, c, grid)
+            x = self._block(i, x, c, grid, drop * i / max(self.depth - 1, 1))
             if tokens is not None:
                 found.extra[i], x = x.split([tokens.shape[1], x.shape[1] - tokens.shape[1]], dim=1)
             if i in c.taps:
@@ -167,9 +172,8 @@ class Backbone(nn.Module):
             x = x + position
         return self._call("norm_pre", x, c), (h, w)
 
-    def _block(self, i: int, x: Tensor, c: Contacts, grid: tuple[int, int]) -> Tensor:
-        """One pre-norm block, [B, P+N, D] -> the same."""
-        rate = c.drop_path * i / max(self.depth - 1, 1) if c.training else 0.0
+    def _block(self, i: int, x: Tensor, c: Contacts, grid: tuple[int, int], rate: float) -> Tensor:
+        """One pre-norm block with a drop path rate, [B, P+N, D] -> the same."""
         for norm, sublayer, scale in (("norm1", "attn", "ls1"), ("norm2", "mlp", "ls2")):
             path = f"blocks.{i}.{sublayer}"
             inputs = self._call(f"blocks.{i}.{norm}", x, c)
@@ -186,12 +190,12 @@ class Backbone(nn.Module):
         qkv = self._call(f"{path}.qkv", x, c).view(B, T, 3, attn.num_heads, attn.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         q, k = self._call(f"{path}.q_norm", q, c), self._call(f"{path}.k_norm", k, c)
-        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, T, attn.attn_dim)
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return self._call(f"{path}.proj", self._call(f"{path}.norm", x, c), c)
 
     def _mlp(self, path: str, x: Tensor, c: Contacts) -> Tensor:
         mlp: Any = self._at[path]
-        if type(mlp) is not Mlp:  # SwiGLU and its kin: trained tensors reach it, a changed linear does not
+        if type(mlp) is not Mlp:  # SwiGLU and its kin: trained tensors reach it, its linears are not among `linears`
             return self._call(path, x, c)
         x = mlp.act(self._call(f"{path}.fc1", x, c))
         return self._call(f"{path}.fc2", self._call(f"{path}.norm", x, c), c)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -39,14 +41,12 @@ class BatchNorm(nn.Module):
         )
 
     def _synchronised(self, x: Tensor, count: int) -> Tensor:
-        from torch.distributed.nn.functional import all_reduce  # the form that autograd follows
-
         wide = x if x.dtype == torch.float64 else x.float()
         axes = [axis for axis in range(x.ndim) if axis != 1]
         shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
-        mean = all_reduce(wide.sum(axes)) / count
+        mean = _Sum.apply(wide.sum(axes)) / count
         centred = wide - mean.view(shape)
-        var = all_reduce(centred.square().sum(axes)) / count
+        var = _Sum.apply(centred.square().sum(axes)) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
             self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), self.momentum)
@@ -54,3 +54,19 @@ class BatchNorm(nn.Module):
         if self.weight is not None and self.bias is not None:
             y = y * self.weight.view(shape) + self.bias.view(shape)
         return y.to(x.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes, which each of them has a share in: gradients are summed as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total

@@ -18,7 +18,8 @@ from .model import Model
 class ActivationStore:
     """The activations of n pictures in memory, in the precision of the run (bf16 for a bf16 run).
 
-    limit: bytes it may take; a set that needs more is not kept, and `full` says so.
+    limit: bytes it may take; a set that needs more is not kept, and `full` says so. Activations are rounded to that
+    precision whether they are kept or not, so that the memory at hand changes no result.
     """
 
     def __init__(self, n: int, limit: int, dtype: torch.dtype) -> None:
@@ -32,18 +33,18 @@ class ActivationStore:
         if self._kept is not None and bool(self._seen[indices].all()):
             return _map(self._kept, lambda kept: kept[indices])
         found = compute()
+        if self._kept is None and self.n * _bytes_per_picture(found, self.dtype) > self.limit:
+            self.full = True
+        found = _map(found, lambda t: t.to(self.dtype))
         if not self.full:
             self._keep(indices, found)
         return found
 
     def _keep(self, indices: Tensor, found: Activations) -> None:
         if self._kept is None:
-            if self.n * _bytes_per_picture(found, self.dtype) > self.limit:
-                self.full = True
-                return
             self._kept = _map(found, lambda t: torch.empty((self.n, *t.shape[1:]), dtype=self.dtype, device=t.device))
         for kept, value in zip(_tensors(self._kept), _tensors(found), strict=True):
-            kept[indices] = value.to(self.dtype)
+            kept[indices] = value
         self._seen[indices] = True
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,48 +27,55 @@ class Parser(argparse.ArgumentParser):
         raise RequestError(f"{message[0].upper()}{message[1:]}: see `{self.prog} --help`.")
 
 
-def parser() -> Parser:
+def parser(method: type[Method] | None = None) -> argparse.ArgumentParser:
+    """All commands; `fit` has the options of `method` too, if one is given."""
     main = Parser(prog="vitgraft", description="Adapt one frozen, pre-trained Vision Transformer to your own pictures.")
     main.add_argument("--version", action="version", version=f"vitgraft {__version__}")
     commands = main.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    _fit_parser(commands)
+    _fit_parser(commands, method)
 
-    evaluate = commands.add_parser("evaluate", help="measure a run on a split of a data set")
+    evaluate = _command(commands, "evaluate", _evaluate, "measure a run on a split of a data set")
     _run_argument(evaluate)
     evaluate.add_argument("data", metavar="DATA", help="folder of pictures")
     evaluate.add_argument("--split", default="test", help="default: test")
-    evaluate.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be read")
-    evaluate.set_defaults(do=_evaluate)
 
-    predict = commands.add_parser("predict", help="what a run says about pictures")
+    predict = _command(commands, "predict", _predict, "what a run says about pictures")
     _run_argument(predict)
     predict.add_argument("pictures", metavar="PICTURE", nargs="+")
-    predict.set_defaults(do=_predict)
 
-    info = commands.add_parser("info", help="what a run is")
+    for command in (evaluate, predict):
+        command.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be read")
+
+    info = _command(commands, "info", _info, "what a run is")
     info.add_argument("run", metavar="RUN", help="folder of a run, or an adapter file")
-    info.add_argument("--json", action="store_true")
-    info.set_defaults(do=_info)
+    info.add_argument("--json", action="store_true", help="JSON on standard output")
 
-    methods = commands.add_parser("methods", help="the methods there are, or one of them with its options")
+    methods = _command(commands, "methods", _methods, "the methods there are, or one of them with its options")
     methods.add_argument("name", metavar="NAME", nargs="?")
-    methods.add_argument("--json", action="store_true")
-    methods.set_defaults(do=_methods)
+    methods.add_argument("--json", action="store_true", help="JSON on standard output")
 
-    demo = commands.add_parser("demo", help="a real backbone on real pictures, in a few minutes")
+    demo = _command(commands, "demo", _demo, "a real backbone on real pictures, in a few minutes")
     demo.add_argument("--out", default="vitgraft-demo", help="folder to make (default: vitgraft-demo)")
-    demo.set_defaults(do=_demo)
     return main
 
 
-def _fit_parser(commands: Any) -> None:
-    fit = commands.add_parser(
+def _command(
+    commands: Any, name: str, do: Callable[[argparse.Namespace], None], about: str, **more: Any
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=about, allow_abbrev=False, **more)
+    command.set_defaults(do=do, parser=command)
+    return command
+
+
+def _fit_parser(commands: Any, method: type[Method] | None) -> None:
+    fit = _command(
+        commands,
         "fit",
-        help="fit a method to a folder of pictures",
+        _fit,
+        "fit a method to a folder of pictures",
         description="Fit a method to a folder of pictures: DATA/SPLIT/CLASS/FILE, DATA/CLASS/FILE, or list files.",
         epilog="A method's own options follow the same way (--detached, --meta-tokens 4): see `vitgraft methods NAME`.",
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
     fit.add_argument("data", metavar="DATA", help="folder of pictures")
     fit.add_argument("--method", default="hst", help="default: hst; see `vitgraft methods`")
@@ -79,8 +87,18 @@ def _fit_parser(commands: Any) -> None:
     fit.add_argument("--quiet", action="store_true", default=False, help="no lines and bars on the way")
     for setting in fields(Settings):
         shown = "" if setting.default is None else f" (default: {setting.default})"
-        fit.add_argument(f"--{setting.name.replace('_', '-')}", help=setting.metadata["help"] + shown, **_kind(setting))
-    fit.set_defaults(do=_fit)
+        fit.add_argument(_flag(setting.name), help=setting.metadata["help"] + shown, **_kind(setting))
+    for name, default in method.defaults().items() if method else ():
+        if isinstance(default, bool):
+            fit.add_argument(_flag(name), action=argparse.BooleanOptionalAction)
+        elif isinstance(default, tuple):
+            fit.add_argument(_flag(name), type=type(default[0]), nargs="+")
+        else:
+            fit.add_argument(_flag(name), type=str if default is None else type(default))
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _kind(setting: Any) -> dict[str, Any]:
@@ -96,51 +114,47 @@ def _run_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="JSON on standard output")
 
 
-def method_arguments(method: type[Method], words: list[str]) -> dict[str, Any]:
-    """The options of a method from the words that the command line left over, typed by their defaults."""
-    own = Parser(prog=f"vitgraft fit --method {method.name()}", add_help=False, argument_default=argparse.SUPPRESS)
-    for name, default in method.defaults().items():
-        flag = f"--{name.replace('_', '-')}"
-        if isinstance(default, bool):
-            own.add_argument(flag, action=argparse.BooleanOptionalAction)
-        elif isinstance(default, tuple):
-            own.add_argument(flag, type=type(default[0]), nargs="+")
-        else:
-            own.add_argument(flag, type=str if default is None else type(default))
-    given, unknown = own.parse_known_args(words)
-    if unknown:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command; a word that nobody knows is a RequestError."""
+    given, rest = parser().parse_known_args(arguments)
+    about = f"see `{given.parser.prog} --help`"
+    owners: list[str] = []
+    if given.command == "fit":
         from . import method as methods
 
-        word = unknown[0].partition("=")[0]
-        name = word.lstrip("-").replace("-", "_")
-        owners = [n for n in methods.names() if name in methods.find(n).defaults()]
-        options = [f"--{n.replace('_', '-')}" for n in (*Settings.names(), *method.defaults())]
-        belongs = f" {word} is an option of {', '.join(owners)}." if owners else near_misses(word, options)
-        raise RequestError(
-            f"There is no option {word!r} with the method {method.name()}: "
-            f"see `vitgraft fit --help` and `vitgraft methods {method.name()}`.{belongs}"
-        )
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(given).items()}
+        found = methods.find(given.method)
+        given, rest = parser(found).parse_known_args(arguments)
+        about += f" and `vitgraft methods {given.method}`"
+        name = rest[0].partition("=")[0].lstrip("-").replace("-", "_") if rest else ""
+        owners = [other for other in methods.names() if name in methods.find(other).defaults()]
+    if not rest:
+        return given
+    word = rest[0].partition("=")[0]
+    if not word.startswith("-"):
+        raise RequestError(f"{word!r} is one word too many: {about}.")
+    method = f" with the method {given.method}" if given.command == "fit" else ""
+    near = near_misses(word, given.parser._option_string_actions)
+    belongs = f" {word} is an option of {', '.join(owners)}." if owners else near
+    raise RequestError(f"There is no option {word!r}{method}: {about}.{belongs}")
 
 
-def _fit(given: argparse.Namespace, rest: list[str]) -> None:
-    from . import method as methods
+def _fit(given: argparse.Namespace) -> None:
     from .run import fit
+    from .show import first_process
 
-    options = {name: value for name, value in vars(given).items() if name not in ("command", "do", "data")}
-    if "image_size" in options:
-        size = options["image_size"]
-        if len(size) > 2:
-            raise RequestError(
-                f"--image-size takes one number or height and width, but {len(size)} came: give one or two."
-            )
-        options["image_size"] = (size[0], size[-1])
-    run = fit(given.data, **options, **method_arguments(methods.find(given.method), rest))
-    print(_summary(run.result))
-    print(f"{run.path}/report.html")
+    own = ("command", "do", "parser", "data")
+    options: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(given).items()
+        if name not in own
+    }
+    run = fit(given.data, **options)
+    if first_process():
+        print(_summary(run.result))
+        print(f"{'page':15} {run.path / 'report.html'}")
 
 
-def _evaluate(given: argparse.Namespace, rest: list[str]) -> None:
+def _evaluate(given: argparse.Namespace) -> None:
     from .run import Run
 
     found = Run(given.run, given.backbone).evaluate(given.data, given.split, skip_bad=given.skip_bad, quiet=given.json)
@@ -153,10 +167,10 @@ def _evaluate(given: argparse.Namespace, rest: list[str]) -> None:
         print(f"  {name:24} {correct / n:7.1%}  {correct} of {n}" if n else f"  {name:24}    none")
 
 
-def _predict(given: argparse.Namespace, rest: list[str]) -> None:
+def _predict(given: argparse.Namespace) -> None:
     from .run import Run
 
-    found = Run(given.run, given.backbone).predict(given.pictures)
+    found = Run(given.run, given.backbone).predict(given.pictures, skip_bad=given.skip_bad, quiet=given.json)
     if given.json:
         print(json.dumps(found, ensure_ascii=False))
         return
@@ -164,24 +178,26 @@ def _predict(given: argparse.Namespace, rest: list[str]) -> None:
         print(f"{row['picture']}  {row['class']}  {row['probability']:.1%}")
 
 
-def _info(given: argparse.Namespace, rest: list[str]) -> None:
+def _info(given: argparse.Namespace) -> None:
     from .run import Run
 
     result = Run(given.run).result
     print(json.dumps(result, ensure_ascii=False) if given.json else _summary(result))
 
 
-def _methods(given: argparse.Namespace, rest: list[str]) -> None:
-    from . import catalogue
+def _methods(given: argparse.Namespace) -> None:
+    from . import catalogue, method
 
     if given.json:
-        rows = catalogue.table()
-        print(json.dumps([row for row in rows if given.name in (None, row["name"])], ensure_ascii=False))
+        if given.name:
+            method.find(given.name)
+        rows = [row for row in catalogue.table() if given.name in (None, row["name"])]
+        print(json.dumps(rows, ensure_ascii=False))
     else:
         print(catalogue.describe(given.name) if given.name else catalogue.text())
 
 
-def _demo(given: argparse.Namespace, rest: list[str]) -> None:
+def _demo(given: argparse.Namespace) -> None:
     from .demo import demo
 
     demo(given.out)
@@ -194,7 +210,9 @@ def _summary(result: dict[str, Any]) -> str:
         ("method", f"{result['method']} {arguments}".rstrip()),
         ("backbone", f"{result['backbone']['name']} from {result['backbone']['source']}"),
     ]
-    if result["value"] is not None:
+    if result["value"] is None:
+        lines.append((result["metric"], "not measured, as no split was left for it"))
+    else:
         low, high = result["interval"]
         lines.append(
             (result["metric"], f"{result['value']:.2%} ({low:.1%} to {high:.1%}) on {result['split']}, last epoch")
@@ -215,17 +233,21 @@ def _summary(result: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; 0 done, 1 the work failed, 2 the request was wrong, 130 stopped by Ctrl-C."""
     try:
-        given, rest = parser().parse_known_args(arguments)
-        if rest and given.command != "fit":
-            raise RequestError(f"There is no option {rest[0]!r}: see `vitgraft {given.command} --help`.")
-        given.do(given, rest)
+        given = _parse(arguments)
+        given.do(given)
     except VitgraftError as error:
-        print(f"vitgraft: {error}", file=sys.stderr)
-        return error.exit_code
+        return _stopped(str(error), error.exit_code)
+    except OSError as error:  # a disk or a permission where nobody expected it
+        return _stopped(f"{error}.", 1)
     except KeyboardInterrupt:
-        print("vitgraft: stopped by Ctrl-C; a fit continues with the same command and --resume.", file=sys.stderr)
-        return 130
+        return _stopped("stopped by Ctrl-C; a fit continues with the same command and --resume.", 130)
     return 0
+
+
+def _stopped(text: str, code: int) -> int:
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # with several devices the first process speaks
+        print(f"vitgraft: {text}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

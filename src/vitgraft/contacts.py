@@ -74,10 +74,12 @@ class Contacts(nn.Module):
         self.branches = Tree()
         self.tokens: dict[int, nn.Parameter] = {}
         self.taps: set[int] = set()
-        self.drop_path = 0.0  # rate at the last block, growing linearly from 0 at the first; active in training only
+        # Rate at the last block, growing linearly from 0 at the first; active in training only, and inside the backbone
+        # only where something trains there: otherwise its pass is a function of the picture alone.
+        self.drop_path = 0.0
         self.change_at: dict[str, Change] = {}
         self.branch_at: dict[str, nn.Module] = {}
-        self._own: dict[str, dict[str, nn.Parameter]] = {}
+        self._own: dict[str, dict[str, nn.Parameter]] = {}  # path -> relative name -> trained copy
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -91,20 +93,22 @@ class Contacts(nn.Module):
         }
         return tuple(kind for kind, number in used.items() if number)
 
+    @property
+    def inside(self) -> bool:
+        """Whether something that trains lies inside the backbone, so that gradients cross it."""
+        return any(kind != "tap" for kind in self.kinds)
+
     def train_tensor(self, backbone: Backbone, name: str) -> None:
         """Trains a copy of the backbone's tensor `name`, starting from its value."""
         parameter = nn.Parameter(backbone.tensor(name).detach().clone())
         self.trained.put(name, parameter)
-        self._own.clear()
+        parts = name.split(".")
+        for i in range(len(parts)):
+            self._own.setdefault(".".join(parts[:i]), {})[".".join(parts[i:])] = parameter
 
     def own(self, path: str) -> dict[str, nn.Parameter]:
         """The trained copies of the tensors under `path`, by their names relative to it."""
-        if path not in self._own:  # asked at every layer of every pass
-            start = f"{path}." if path else ""
-            self._own[path] = {
-                name.removeprefix(start): p for name, p in self.trained.named_parameters() if name.startswith(start)
-            }
-        return self._own[path]
+        return self._own.get(path, {})
 
     def change_linear(self, backbone: Backbone, path: str, change: Change) -> None:
         """Puts `change` in the place of the linear layer at `path`."""
@@ -131,10 +135,19 @@ class Contacts(nn.Module):
         self.branches.put(path, branch)
         self.branch_at[path] = branch
 
-    def add_tokens(self, block: int, tokens: nn.Parameter) -> None:
+    def add_tokens(self, backbone: Backbone, block: int, tokens: nn.Parameter) -> None:
         """Puts `tokens` [1, M, D] in front of the sequence for one block only."""
+        _check_block(backbone, block)
         self.tokens[block] = tokens
 
-    def tap(self, block: int) -> None:
+    def tap(self, backbone: Backbone, block: int) -> None:
         """Asks for the output of a block (0 is the first)."""
+        _check_block(backbone, block)
         self.taps.add(block)
+
+
+def _check_block(backbone: Backbone, block: int) -> None:
+    if not 0 <= block < backbone.depth:
+        raise RequestError(
+            f"No block {block} in {backbone.name}: they are numbered 0 to {backbone.depth - 1}; name one of these."
+        )

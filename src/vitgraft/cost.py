@@ -30,18 +30,26 @@ def flops(model: Model, images: Tensor) -> int:
 
 def kept_bytes(model: Model, images: Tensor, targets: Tensor) -> int:
     """Bytes that one training forward pass keeps for its backward pass, parameters not counted; each storage once."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]  # running statistics: measuring changes nothing
+    own = {_storage(t) for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, Tensor] = {}  # held, so that no storage is freed and its place reused while they are counted
 
     def pack(t: Tensor) -> Tensor:
-        if t.untyped_storage().data_ptr() not in own:
-            kept[t.untyped_storage().data_ptr()] = t
+        if _storage(t) not in own:
+            kept[_storage(t)] = t
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         losses = model(images, targets)
     del losses
+    for buffer, value in before:
+        buffer.copy_(value)
     return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+def _storage(t: Tensor) -> int:
+    """The identity of a tensor's storage, which tensors without memory (meta, fake) have too."""
+    return t.untyped_storage()._cdata
 
 
 def peak_memory(device: torch.device) -> int:

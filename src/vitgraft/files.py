@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import WorkError
+from .errors import RequestError, WorkError
+
+TEMPORARY = ".{name}.{process}.tmp"
 
 
 @contextmanager
@@ -19,7 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Killed or failing at any moment, `path` is what it was before. An OSError (a full disk, no permission) is a
     WorkError.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(TEMPORARY.format(name=path.name, process=os.getpid()))
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -43,3 +45,29 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file, indented, or nothing."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a run holds; RequestError where it was altered."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} cannot be read ({error}): take an intact copy, or fit again elsewhere.") from error
+
+
+def check_folder(path: Path) -> None:
+    """RequestError where no folder `path` could be made or written to."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = "may not be written to" if there.is_dir() else "is a file"
+        raise RequestError(f"The folder {path} was to be made, but {there} {reason}: choose another --out.")
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder, if need be, and removes what writers that were killed have left in it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkError(f"The folder {path} could not be made ({error.strerror}): choose another --out.") from error
+    for left in path.glob(TEMPORARY.format(name="*", process="*")):
+        left.unlink(missing_ok=True)

@@ -39,7 +39,7 @@ class Method(nn.Module):
     @property
     def crosses_backbone(self) -> bool:
         """Whether gradients cross the backbone: something that trains lies inside it."""
-        return any(kind != "tap" for kind in self.contacts.kinds)
+        return self.contacts.inside
 
     @property
     def mergeable(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -27,14 +27,29 @@ def load(method: str, tensors: dict[str, Tensor], *, num_heads: int, **settings:
             f"No released code of {method!r} is known here: there is {', '.join(READERS)}; choose one of these."
             f"{near_misses(method, READERS)}"
         )
-    _need(tensors, method, "head.weight", "head.bias", "patch_embed.proj.weight", "pos_embed")
     backbone = _backbone(tensors, num_heads)
-    return READERS[method](backbone, dict(tensors), **settings).eval()
+    model = READERS[method].build(backbone, tensors, **settings).to(tensors["pos_embed"].dtype)
+    theirs = names(model)
+    _need(tensors, method, *theirs.values())
+    model.load_state({name: tensors[source] for name, source in theirs.items()})
+    return model.eval()
+
+
+def names(model: Model) -> dict[str, str]:
+    """The authors' name of every tensor of an adapter (`model.state()`), by ours."""
+    translate = READERS[model.method.name()].translate
+    return {name: translate(name, model.backbone) for name in model.state()}
 
 
 def _backbone(tensors: dict[str, Tensor], num_heads: int) -> Backbone:
+    _need(tensors, "a backbone", "patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight")
     patch = tensors["patch_embed.proj.weight"].shape
     grid = round((tensors["pos_embed"].shape[1] - 1) ** 0.5)
+    if num_heads < 1 or patch[0] % num_heads:
+        raise RequestError(
+            f"A backbone of width {patch[0]} cannot be split into num_heads={num_heads} heads: give the number that it "
+            "was trained with."
+        )
     depth = 1 + max(int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name)))
     vit = VisionTransformer(
         img_size=grid * patch[2],
@@ -47,7 +62,7 @@ def _backbone(tensors: dict[str, Tensor], num_heads: int) -> Backbone:
         dynamic_img_size=True,
     ).to(tensors["pos_embed"].dtype)
     own = vit.state_dict()
-    _need(tensors, "the backbone", *own)
+    _need(tensors, "a backbone", *own)
     vit.load_state_dict({name: tensors[name] for name in own})
     half = (0.5, 0.5, 0.5)
     size = (grid * patch[2], grid * patch[2])
@@ -55,10 +70,10 @@ def _backbone(tensors: dict[str, Tensor], num_heads: int) -> Backbone:
 
 
 def _hst(backbone: Backbone, tensors: dict[str, Tensor], *, heads: tuple[int, ...] = (2, 4, 8, 12)) -> Model:
-    """AFeng-x/HST: m_* are the side network, T_Bridge_s the bridge, m_embeddings the meta tokens."""
-    _need(tensors, "hst", "m_embeddings.0", "T_Bridge_1.weight", "m_block1.0.mlp.fc1.weight")
-    widths = tuple(tensors[f"T_Bridge_{s}.weight"].shape[0] for s in (1, 2, 3, 4))
-    model = build(
+    bridges = [f"T_Bridge_{s}.weight" for s in (1, 2, 3, 4)]
+    _need(tensors, "hst", *bridges, "m_embeddings.0", "m_block1.0.mlp.fc1.weight", "head.weight")
+    widths = tuple(tensors[name].shape[0] for name in bridges)
+    return build(
         backbone,
         "hst",
         classes=len(tensors["head.weight"]),
@@ -66,38 +81,28 @@ def _hst(backbone: Backbone, tensors: dict[str, Tensor], *, heads: tuple[int, ..
         heads=heads,
         mlp_ratio=tensors["m_block1.0.mlp.fc1.weight"].shape[0] // widths[0],
         meta_tokens=tensors["m_embeddings.0"].shape[1],
-    ).to(tensors["pos_embed"].dtype)
-    per_stage = backbone.depth // 4
+    )
 
-    def theirs(name: str) -> str:
-        """The authors' name of one of our tensors."""
-        if name.startswith("head.fc."):
-            return name.replace("head.fc", "head")
-        name = name.removeprefix("method.").removeprefix("contacts.trained.")
-        if match := re.match(r"stages\.(\d)\.(\w+)\.?(.*)", name):
-            stage, part, rest = int(match[1]) + 1, match[2], match[3]
-            if part == "down":
-                index, _, leaf = rest.partition(".")
-                return f"m_patch_embed1.conv.{index}.{leaf}" if stage == 1 else f"m_patch_embed{stage}.proj.{leaf}"
-            if part == "blocks":
-                rest = re.sub(r"^(\d+)\.(q|k|v|proj)\.", r"\1.attn.\2.", rest)
-                return f"m_block{stage}." + re.sub(r"^(\d+)\.(fc[12])\.", r"\1.mlp.\2.", rest)
-            if part == "meta_norms":
-                index, _, leaf = rest.partition(".")
-                return f"m_proj_norm{(stage - 1) * per_stage + int(index) + 1}.{leaf}"
-            return {"down_norm": f"m_patch_embed{stage}.norm", "bridge": f"T_Bridge_{stage}", "norm": f"m_norm{stage}"}[
-                part
-            ] + f".{rest}"
+
+def _hst_name(name: str, backbone: Backbone) -> str:
+    """AFeng-x/HST: m_* are the side network, T_Bridge_s the bridge, m_embeddings the meta tokens."""
+    if name.startswith("head.fc."):
+        return name.replace("head.fc", "head")
+    name = name.removeprefix("method.").removeprefix("contacts.trained.")
+    match = re.match(r"stages\.(\d)\.(\w+)\.?(.*)", name)
+    if not match:
         return name.replace("meta.", "m_embeddings.").replace("pooled_norm", "fc_norm")
-
-    return _fill(model, tensors, theirs)
-
-
-def _fill(model: Model, tensors: dict[str, Tensor], theirs: Callable[[str], str]) -> Model:
-    names = {name: theirs(name) for name in model.state()}
-    _need(tensors, "the checkpoint", *names.values())
-    model.load_state({name: tensors[source] for name, source in names.items()})
-    return model
+    stage, part, rest = int(match[1]) + 1, match[2], match[3]
+    index, _, leaf = rest.partition(".")
+    if part == "down":
+        return f"m_patch_embed1.conv.{index}.{leaf}" if stage == 1 else f"m_patch_embed{stage}.proj.{leaf}"
+    if part == "blocks":
+        leaf = re.sub(r"^(q|k|v|proj)\.", r"attn.\1.", leaf)
+        return f"m_block{stage}.{index}." + re.sub(r"^(fc[12])\.", r"mlp.\1.", leaf)
+    if part == "meta_norms":
+        return f"m_proj_norm{(stage - 1) * (backbone.depth // 4) + int(index) + 1}.{leaf}"
+    theirs = {"down_norm": f"m_patch_embed{stage}.norm", "bridge": f"T_Bridge_{stage}", "norm": f"m_norm{stage}"}
+    return f"{theirs[part]}.{rest}"
 
 
 def _need(tensors: dict[str, Tensor], what: str, *names: str) -> None:
@@ -110,4 +115,11 @@ def _need(tensors: dict[str, Tensor], what: str, *names: str) -> None:
         )
 
 
-READERS = {"hst": _hst}
+class Reader(NamedTuple):
+    """What is known of one method's released code."""
+
+    build: Callable[..., Model]  # (backbone, their tensors, **settings) -> the model, its tensors still to be filled
+    translate: Callable[[str, Backbone], str]  # our name of a tensor -> theirs
+
+
+READERS = {"hst": Reader(_hst, _hst_name)}

@@ -27,9 +27,10 @@ from . import method as methods
 from .backbone import Backbone
 from .cache import activation_store
 from .data import DataSet, Pictures, Preprocess, Split
+from .data.layouts import some
 from .errors import RequestError, near_misses
 from .evaluate import Evaluation, evaluate
-from .files import write_bytes, write_json
+from .files import check_folder, make_folder, read_json, write_bytes, write_json
 from .model import Model, build
 from .settings import Settings
 from .show import Show, first_process
@@ -37,6 +38,8 @@ from .training import Checkpoint, Progress, fabric, resolved_precision, train
 
 TASKS = ("classify",)
 METRIC = "top-1 accuracy"
+FILES = ("adapter.safetensors", "result.json", "metrics.jsonl", "report.html", "checkpoint.safetensors")
+FREE = ("workers", "memory")  # what may differ when a run is continued, because no result depends on it
 
 
 def fit(
@@ -57,7 +60,7 @@ def fit(
     Backbone, which several runs may share. resume: continue a fit that was stopped (or start, if none was). options:
     fields of `Settings` and arguments of the method.
     """
-    out, show = Path(out), Show(quiet)
+    out = Path(out)
     if task not in TASKS:
         raise RequestError(
             f"There is no task {task!r}: there is {', '.join(TASKS)}; choose one.{near_misses(task, TASKS)}"
@@ -70,27 +73,28 @@ def fit(
         found.split(settings.eval_split)
     name = backbone if isinstance(backbone, str) else backbone.name
     asked = {"task": task, "method": method, "arguments": arguments, "backbone": name, **asdict(settings)}
-    asked["data"] = {"root": str(Path(root).resolve()), "pictures": {n: len(s) for n, s in found.splits.items()}}
-    if first_process() and _already_done(out, asked, resume):
-        show.line(f"{out} already holds the finished run.")
-        return Run(out)
-    if isinstance(backbone, str):
-        backbone = Backbone.load(backbone, say=show.line)
-    show.line(f"backbone  {backbone.name}, from {backbone.source}")
-    show.line(f"pictures  {found.root}: {found.layout}")
-    launched = fabric(settings)
-    launched.launch()
-    preprocess = backbone.preprocess(settings.image_size)
-    model = build(
-        backbone,
-        method,
-        classes=len(found.classes),
-        seed=settings.seed,
-        label_smoothing=settings.label_smoothing,
-        **arguments,
-    )
-    model.method.contacts.drop_path = settings.drop_path
-    return _Fitting(out, asked, settings, found, model, preprocess, launched, skip_bad, show).run()
+    asked["data"] = {"root": str(found.root.resolve()), "pictures": {n: len(s) for n, s in found.splits.items()}}
+    with Show(quiet) as show:
+        if first_process() and _already_done(out, found.root, asked, resume):
+            show.line(f"{out} already holds the finished run.")
+            return Run(out)
+        if isinstance(backbone, str):
+            backbone = Backbone.load(backbone, say=show.line)
+        show.line(f"backbone  {backbone.name}, from {backbone.source}")
+        show.line(f"pictures  {found.root}: {found.layout}")
+        preprocess = backbone.preprocess(settings.image_size)
+        model = build(
+            backbone.float(),  # another run may have had it in float64
+            method,
+            classes=len(found.classes),
+            seed=settings.seed,
+            label_smoothing=settings.label_smoothing,
+            **arguments,
+        )
+        model.method.contacts.drop_path = settings.drop_path
+        launched = fabric(settings)  # after everything that can be wrong with the request
+        launched.launch()
+        return _Fitting(out, asked, settings, found, model, preprocess, launched, skip_bad, show).run()
 
 
 class _Fitting:
@@ -117,21 +121,30 @@ class _Fitting:
     def run(self) -> Run:
         spent = self._cost()
         if self.fabric.is_global_zero:
-            self.out.mkdir(parents=True, exist_ok=True)
+            make_folder(self.out)
             write_json(self.out / "settings.json", self.asked)
-        bar = self.show.bar(f"{self.asked['method']:8}", " epochs")
+        bar = self.show.bar("", "steps")
+        epochs, note = self.settings.epochs, ""
         validation = None
         if self.eval_pictures is not None and not self.model.method.crosses_backbone:
             validation = activation_store(len(self.eval_pictures), self.settings.memory, self.fabric)
 
+        def title(epoch: int) -> str:
+            return f"{self.asked['method']:9} epoch {epoch:{len(str(epochs))}}/{epochs}"
+
+        def on_step(progress: Progress, steps: int, loss: float) -> None:
+            if progress.step < steps:  # the last one is drawn with its epoch
+                bar(progress.step, steps, f"loss {loss:.3f}{note}", title(progress.epoch + 1))
+
         def after_epoch(progress: Progress) -> None:
+            nonlocal note
             record = progress.history[-1]
-            note = f"loss {record['loss']:.3f}"
             if self.settings.eval_split == "val":  # only what is called validation is looked at before the end
                 record["val_accuracy"] = self._evaluate(validation).accuracy
-                note += f", val {record['val_accuracy']:.3f}"
+                note = f", val {record['val_accuracy']:.3f}"
             self._write_metrics(progress)
-            bar(progress.epoch, self.settings.epochs, note)
+            steps = progress.step // progress.epoch * epochs
+            bar(progress.step, steps, f"loss {record['loss']:.3f}{note}", title(progress.epoch))
 
         checkpoint = Checkpoint(self.out / "checkpoint.safetensors")
         progress = train(
@@ -142,6 +155,7 @@ class _Fitting:
             self.fabric,
             checkpoint,
             after_epoch=after_epoch,
+            on_step=on_step,
         )
         # What is evaluated is what the file holds, after its rounding.
         tensors = adapter.compact(self.model.state())
@@ -150,7 +164,7 @@ class _Fitting:
         if self.fabric.is_global_zero:
             self._write(tensors, progress, final, spent)
         self.fabric.barrier()
-        return Run(self.out)
+        return Run(self.out, self.model.backbone, evaluation=final)
 
     def _decode(self, split: str, skip_bad: bool) -> Pictures:
         pictures = Pictures(
@@ -159,10 +173,9 @@ class _Fitting:
             workers=self.settings.workers,
             skip_bad=skip_bad,
             keep_bytes=int(self.settings.memory * 2**30),
-            progress=self.show.bar(f"{'pictures':8}", f" {split}"),
+            progress=self.show.bar(f"decoding  {split}", "pictures"),
         )
-        for path, reason in pictures.skipped:
-            self.show.line(f"skipped   {path}: {reason}")
+        _show_skipped(pictures, self.show)
         self.skipped += len(pictures.skipped)
         return pictures
 
@@ -266,11 +279,15 @@ class Run:
     """A finished run, or an adapter file alone: ready to predict, to evaluate and to be described.
 
     path: the folder that `fit` made, or an adapter file. backbone: a name, a file or a loaded Backbone in the place of
-    the one that the adapter names (its fingerprint must agree).
+    the one that the adapter names (its fingerprint must agree). evaluation: the answers at the end of the fit, where the
+    run comes from one.
     """
 
-    def __init__(self, path: str | Path, backbone: str | Backbone | None = None) -> None:
+    def __init__(
+        self, path: str | Path, backbone: str | Backbone | None = None, *, evaluation: Evaluation | None = None
+    ) -> None:
         self.path = Path(path)
+        self.evaluation = evaluation
         self._file = self.path / "adapter.safetensors" if self.path.is_dir() else self.path
         if not self.path.exists():
             raise RequestError(
@@ -290,7 +307,7 @@ class Run:
         """What was done and what came out: result.json, or the header of an adapter file that stands alone."""
         written = self._file.with_name("result.json")
         if self.path.is_dir() and written.is_file():
-            return json.loads(written.read_text())
+            return read_json(written)
         header = adapter.read(self._file)[1]
         return {**header, **header["metrics"], "adapter_bytes": self._file.stat().st_size}
 
@@ -310,21 +327,27 @@ class Run:
         """The answers on a split of a data set, in the precision and the batches of the fit."""
         settings = self._settings()
         found = data.read(root, seed=settings.seed, classes=self.classes)
-        return self._answers(found.split(split), settings, skip_bad=skip_bad, show=Show(quiet))
+        with Show(quiet) as show:
+            return self._answers(found.split(split), settings, skip_bad=skip_bad, show=show)
 
-    def predict(self, pictures: Sequence[str | Path], *, quiet: bool = True) -> list[dict[str, Any]]:
+    def predict(
+        self, pictures: Sequence[str | Path], *, skip_bad: bool = False, quiet: bool = True
+    ) -> list[dict[str, Any]]:
         """For every picture file {"picture", "class", "probability", "probabilities": {class: p}}."""
+        if missing := [str(path) for path in pictures if not Path(path).is_file()]:
+            raise RequestError(f"There is no picture {some(missing)}: name files that exist.")
         settings = replace(self._settings(), workers=0)
         given = Split("given", tuple(Path(p) for p in pictures), (0,) * len(pictures))
-        rows = self._answers(given, settings, skip_bad=False, show=Show(quiet)).probabilities.tolist()
+        with Show(quiet) as show:
+            found = self._answers(given, settings, skip_bad=skip_bad, show=show)
         return [
             {
-                "picture": str(path),
+                "picture": path,
                 "class": self.classes[row.index(max(row))],
                 "probability": max(row),
                 "probabilities": dict(zip(self.classes, row, strict=True)),
             }
-            for path, row in zip(pictures, rows, strict=True)
+            for path, row in zip(found.paths, found.probabilities.tolist(), strict=True)
         ]
 
     def _answers(self, split: Split, settings: Settings, *, skip_bad: bool, show: Show) -> Evaluation:
@@ -334,12 +357,20 @@ class Run:
             preprocess,
             workers=settings.workers,
             skip_bad=skip_bad,
-            progress=show.bar("pictures", f" {split.name}"),
+            progress=show.bar(f"decoding  {split.name}", "pictures"),
         )
+        _show_skipped(pictures, show)
         used = fabric(settings)
-        used.setup_module(model)  # to the device, in the precision
+        used.setup_module(model.float())  # to the device, in the precision
         return evaluate(
-            model, pictures, preprocess, used, split=split.name, classes=self.classes, batch_size=settings.batch_size
+            model,
+            pictures,
+            preprocess,
+            used,
+            split=split.name,
+            classes=self.classes,
+            batch_size=settings.batch_size,
+            store=None if model.method.crosses_backbone else activation_store(len(pictures), 0, used),
         )
 
     def _settings(self) -> Settings:
@@ -358,24 +389,42 @@ def _sort_options(method: str, options: dict[str, Any]) -> tuple[Settings, dict[
     return Settings(**{**cls.recipe, **given}), methods.create(method, **arguments).arguments()
 
 
+def _show_skipped(pictures: Pictures, show: Show) -> None:
+    for path, reason in pictures.skipped:
+        show.line(f"skipped   {path}: {reason}")
+
+
 def _validation(found: DataSet, train_split: str) -> str | None:
     return "val" if "val" in found.splits and "val" not in train_split.split("+") else None
 
 
-def _already_done(out: Path, asked: dict[str, Any], resume: bool) -> bool:
+def _already_done(out: Path, root: Path, asked: dict[str, Any], resume: bool) -> bool:
     """Whether `out` holds this very run, finished. A run there without `resume`, or another run, is a RequestError."""
-    before = out / "settings.json"
-    if not before.is_file():
-        if out.exists() and (not out.is_dir() or (out / "result.json").exists()):
-            raise RequestError(f"{out} exists and is no run of this version: choose another --out.")
+    check_folder(out)
+    if root.resolve() in (out.resolve(), *out.resolve().parents):
+        raise RequestError(f"{out} lies in {root}, where it would pass for pictures: choose another --out.")
+    if not (out / "settings.json").is_file():
+        if there := [name for name in FILES if (out / name).exists()]:
+            raise RequestError(f"{out} holds {', '.join(there)} but no run of this version: choose another --out.")
         return False
     if not resume:
         raise RequestError(f"{out} already holds a run: choose another --out, or continue it with --resume.")
-    told = json.loads(before.read_text())
-    asked = json.loads(json.dumps(asked))
-    changed = [f"{key} was {told.get(key)} and is now {asked[key]}" for key in asked if told.get(key) != asked[key]]
+    told, asked = _flat(read_json(out / "settings.json")), _flat(json.loads(json.dumps(asked)))
+    changed = [
+        f"{key} was {told.get(key)} and is now {asked.get(key)}"
+        for key in {**asked, **told}
+        if told.get(key) != asked.get(key) and key not in FREE
+    ]
     if changed:
         raise RequestError(
             f"{out} holds a run with other settings ({'; '.join(changed)}): give the same, or choose another --out."
         )
     return (out / "result.json").is_file()
+
+
+def _flat(value: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested dicts as one, keys joined by spaces."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{before}{key} ") if isinstance(item, dict) else {f"{before}{key}": item}
+    return flat

@@ -42,6 +42,13 @@ class Settings:
         for name, low in least.items():
             if not low <= getattr(self, name) < math.inf:
                 raise RequestError(f"{name} is {getattr(self, name)}, but must be at least {low}: give another value.")
+        if not 0 <= self.seed < 2**32:
+            raise RequestError(f"seed is {self.seed}, but must be 0 or more, and below 2**32: give another value.")
+        if self.batch_size % self.devices:
+            raise RequestError(
+                f"{self.devices} devices share a batch evenly, but batch_size is {self.batch_size}: give a multiple of "
+                f"{self.devices}, such as {max(self.batch_size // self.devices, 1) * self.devices}."
+            )
         for name in ("warmup", "drop_path", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise RequestError(f"{name} is {getattr(self, name)}, but is a share: give 0 or more, and less than 1.")
@@ -52,10 +59,13 @@ class Settings:
                 f"There is no precision {self.precision!r}: there are {', '.join(PRECISIONS)}; choose one of these."
                 f"{near_misses(self.precision, PRECISIONS)}"
             )
-        if isinstance(self.image_size, int):
-            object.__setattr__(self, "image_size", (self.image_size, self.image_size))
-        elif self.image_size is not None:
-            object.__setattr__(self, "image_size", tuple(self.image_size))
+        if self.image_size is not None:
+            size = (self.image_size,) if isinstance(self.image_size, int) else tuple(self.image_size)
+            if len(size) not in (1, 2):
+                raise RequestError(
+                    f"image_size is one number or height and width, but {len(size)} numbers came: give one or two."
+                )
+            object.__setattr__(self, "image_size", (size[0], size[-1]))
 
     @classmethod
     def names(cls) -> list[str]:

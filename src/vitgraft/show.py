@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 
 from tqdm import tqdm
@@ -14,28 +15,48 @@ def first_process() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
+# As tqdm's own, but with a rate of pictures or steps per second even where it is below one.
+FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+
+
 class Show:
     """Lines and bars, or nothing when `quiet`."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet or not first_process()
+        self._open: list[tqdm] = []
 
     def line(self, text: str) -> None:
         if not self.quiet:
             tqdm.write(text, file=sys.stderr)
 
     def bar(self, what: str, unit: str) -> Callable[..., None]:
-        """A function (done, total, note="") that draws a bar, made at its first call and closed when done == total."""
+        """A function (done, total, note="", what=what) that draws a bar: made at its first call, closed when done."""
+        begun = time.time()
         bars: list[tqdm] = []
 
-        def update(done: int, total: int, note: str = "") -> None:
+        def update(done: int, total: int, note: str = "", what: str = what) -> None:
             if self.quiet:
                 return
             if not bars:
-                bars.append(tqdm(total=total, desc=what, unit=unit, initial=0, dynamic_ncols=True, leave=True))
+                every = 0.1 if sys.stderr.isatty() else 10.0  # a log file wants a line now and then, not ten a second
+                bars.append(
+                    tqdm(total=total, unit=f" {unit}", dynamic_ncols=True, mininterval=every, bar_format=FORMAT)
+                )
+                bars[0].start_t = bars[0].last_print_t = begun
+                self._open.append(bars[0])
+            bars[0].set_description_str(what, refresh=False)
             bars[0].set_postfix_str(note, refresh=False)
             bars[0].update(done - bars[0].n)
             if done >= total:
                 bars[0].close()
 
         return update
+
+    def __enter__(self) -> Show:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Ends every bar where it stands, so that what is printed next begins a line of its own."""
+        while self._open:
+            self._open.pop().close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -37,6 +38,7 @@ def resolved_precision(precision: str) -> str:
 
 def fabric(settings: Settings) -> Fabric:
     """Fabric with the devices and the precision of these settings, not yet launched."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it says at INFO is no news to a user
     strategy = "ddp" if settings.devices > 1 else "auto"
     precision: Any = FABRIC_PRECISION[resolved_precision(settings.precision)]
     return Fabric(devices=settings.devices, strategy=strategy, precision=precision)
@@ -90,11 +92,11 @@ class Checkpoint:
             with safe_open(self.path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 progress = Progress(**json.loads(file.metadata()["progress"]))
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            model.load_state({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise WorkError(
                 f"The checkpoint {self.path} cannot be read ({error}): fit again into another folder."
             ) from error
-        model.load_state({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
         for name, p in model.trained().items():
             keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors]
             optimizer.state[p] = {
@@ -112,18 +114,18 @@ def train(
     checkpoint: Checkpoint,
     *,
     after_epoch: Callable[[Progress], None] = lambda progress: None,
-    on_step: Callable[[Progress, float], None] = lambda progress, loss: None,
+    on_step: Callable[[Progress, int, float], None] = lambda progress, steps, loss: None,
 ) -> Progress:
     """Trains until the last epoch, from the checkpoint if there is one.
 
     Every epoch begins from a state of the random generators that depends on (seed, epoch, rank) alone; therefore a fit
     that was killed and resumed ends in the same weights as one that never was. `after_epoch` may add to the last record
-    of `progress.history` before it is saved.
+    of `progress.history` before it is saved; `on_step` gets the number of all steps and the loss of the last one.
     """
     trained = model.trained()
     optimizer = optimiser(trained, settings)
-    progress = checkpoint.restore(model, optimizer)
     wrapped, fabric_optimizer = fabric.setup(model, optimizer)
+    progress = checkpoint.restore(model, optimizer)  # in the run's precision, which the set-up gave to the tensors
     dtype = next(model.head.parameters()).dtype
     world, rank = fabric.world_size, fabric.global_rank
     steps_per_epoch = len(epoch_batches(len(pictures), settings.batch_size, seed=0, epoch=0, world=world))
@@ -131,17 +133,19 @@ def train(
         raise RequestError(
             f"There are {len(pictures)} pictures to train on, which is not one batch: give more pictures."
         )
+    steps = settings.epochs * steps_per_epoch
     store = None if model.method.crosses_backbone else activation_store(len(pictures), settings.memory, fabric)
     for epoch in range(progress.epoch, settings.epochs):
         begun = time.perf_counter()
         torch.manual_seed(settings.seed * 1_000_003 + epoch * 1009 + rank)
         model.train()
-        losses: list[Tensor] = []
+        losses: list[Tensor] = []  # of the global batch
+        checked = 0
         order = epoch_batches(
             len(pictures), settings.batch_size, seed=settings.seed, epoch=epoch, rank=rank, world=world
         )
         for pixels, labels, indices in pictures.batches(order):
-            lr = learning_rate(progress.step, settings.epochs * steps_per_epoch, settings)
+            lr = learning_rate(progress.step, steps, settings)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             images, labels = preprocess.normalise(pixels.to(fabric.device)).to(dtype), labels.to(fabric.device)
@@ -151,13 +155,15 @@ def train(
             fabric.backward(loss)
             fabric_optimizer.step()
             fabric_optimizer.zero_grad()
-            losses.append(loss.detach())
+            reduced: Any = fabric.all_reduce(loss.detach(), reduce_op="mean")
+            losses.append(reduced)
             progress.step += 1
             # On a GPU each look at a loss waits for the device.
             if fabric.device.type == "cpu" or progress.step % 20 == 0:
-                _check_finite(losses, progress.step)
-                on_step(progress, float(losses[-1]))
-        _check_finite(losses, progress.step)
+                _check_finite(losses[checked:], progress.step)
+                checked = len(losses)
+                on_step(progress, steps, float(losses[-1]))
+        _check_finite(losses[checked:], progress.step)
         progress.epoch = epoch + 1
         progress.seconds += time.perf_counter() - begun
         record = {"epoch": progress.epoch, "step": progress.step, "loss": round(float(torch.stack(losses).mean()), 6)}
@@ -170,10 +176,12 @@ def train(
 
 
 def _check_finite(losses: list[Tensor], step: int) -> None:
+    if not losses:
+        return
     values = torch.stack(losses)
     if not bool(values.isfinite().all()):
         first = step - len(losses) + 1 + int((~values.isfinite()).nonzero()[0])
         raise WorkError(
             f"The loss became {float(values[~values.isfinite()][0])} at step {first}; the checkpoint of the last whole "
-            "epoch is kept: lower --lr, or train with --precision 32."
+            "epoch, if there was one, is kept: fit into another folder with a lower --lr or with --precision 32."
         )

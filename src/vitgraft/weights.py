@@ -18,7 +18,7 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from timm.layers import PatchEmbed
+from timm.layers import Attention, PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
@@ -121,6 +121,9 @@ def _skeleton(architecture: str, model_args: Mapping | None = None, overlay: dic
     odd = {type(block).__name__ for block in vit.blocks if type(block) is not Block}
     if odd:
         raise _unsupported(architecture, f"its blocks are {', '.join(sorted(odd))}")
+    odd = {type(block.attn).__name__ for block in vit.blocks if type(block.attn) is not Attention}
+    if odd or any(getattr(block.attn, "gate", None) is not None for block in vit.blocks):
+        raise _unsupported(architecture, f"its attention is {', '.join(sorted(odd)) or 'gated'}")
     if type(vit.patch_embed) is not PatchEmbed or vit.patch_embed.proj.in_channels != 3:
         raise _unsupported(architecture, "it does not cut an RGB picture straight into patches")
     return vit

@@ -1,0 +1,76 @@
+"""Methods x data sets, one fit at a time; can be stopped at any moment and continued by the same command.
+
+    python benchmarks/methods_table.py FOLDER_OF_SETS --sets nlvr_xloc rsscn7 cifar10 --backbone WEIGHTS --out RUNS
+
+Each set is trained on train+val and measured once, after the last epoch, on test. The table is printed at the end, as
+Markdown, from the result.json of every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vitgraft import Backbone, Run, fit
+
+# name in the table -> method and what differs from its own defaults
+ROWS: dict[str, dict[str, Any]] = {
+    "linear": {"method": "linear"},
+    "bitfit": {"method": "bitfit"},
+    "hst detached": {"method": "hst", "detached": True},
+    "hst": {"method": "hst"},
+    "full": {"method": "full"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--sets", nargs="+", required=True)
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--backbone", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--image-size", type=int, default=112)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+
+    backbone = Backbone.load(given.backbone)
+    runs: dict[tuple[str, str], Run] = {}
+    for row in given.rows:
+        for name in given.sets:
+            runs[row, name] = fit(
+                given.root / name,
+                out=given.out / f"{row.replace(' ', '-')}-{name}-{given.seed}",
+                backbone=backbone,
+                epochs=given.epochs,
+                image_size=given.image_size,
+                seed=given.seed,
+                train_split="train+val",
+                eval_split="test",
+                resume=True,
+                **ROWS[row],
+            )
+            result = runs[row, name].result
+            print(f"{row:14} {name:12} {result['value']:.1%}  {result['seconds']:.0f} s", flush=True)
+    print(table(given.rows, given.sets, runs))
+
+
+def table(rows: list[str], sets: list[str], runs: dict[tuple[str, str], Run]) -> str:
+    """Markdown: accuracy on test in percent, and training seconds."""
+    lines = [
+        "| method | parameters | lr | " + " | ".join(sets) + " | seconds an epoch |",
+        "|---|---|---|" + "---|" * (len(sets) + 1),
+    ]
+    for row in rows:
+        results = [runs[row, name].result for name in sets]
+        trained = " to ".join(sorted({f"{r['parameters'] + r['head_parameters']:,}" for r in results}))
+        values = " | ".join(f"{100 * r['value']:.1f}" for r in results)
+        seconds = " to ".join(sorted({f"{r['cost']['seconds_per_epoch']:.1f}" for r in results}, key=float))
+        lines.append(f"| {row} | {trained} | {results[0]['protocol']['lr']:g} | {values} | {seconds} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The store of activations: computed once per picture, the same every time, within its limit."""
+
+import pytest
+import torch
+from conftest import random_backbone, random_images
+from lightning_fabric import Fabric
+
+from vitgraft.cache import ActivationStore, activation_store, recall
+from vitgraft.model import build
+
+
+@pytest.fixture
+def model(cls):
+    return build(cls, "hst", classes=3, detached=True).eval()
+
+
+class Reading:
+    """Reads pictures out of a set, and counts how often."""
+
+    def __init__(self, model, images):
+        self.model, self.images, self.calls = model, images, []
+
+    def __call__(self, indices):
+        def compute():
+            self.calls.append(indices.tolist())
+            return self.model.method.read(self.model.backbone, self.images[indices])
+
+        return compute
+
+
+def flat(activations):
+    return [activations.tokens, *activations.taps.values(), *activations.extra.values()]
+
+
+BYTES = 5 * 17 * 48 * 4  # of one picture: the tokens and four taps, each [1 + 16, 48], in float32
+
+
+def test_hits_and_misses(model):
+    images = random_images(model.backbone, batch=6)
+    reading = Reading(model, images)
+    store = ActivationStore(6, 6 * BYTES, torch.float32)
+    batches = [torch.tensor(b) for b in ([0, 1, 2], [3, 4], [4, 2, 0], [4, 5], [5, 3, 1, 0])]
+    for indices in batches:
+        found = store.get(indices, reading(indices))
+        direct = model.method.read(model.backbone, images[indices])
+        for ours, theirs in zip(flat(found), flat(direct), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        assert found.grid == (4, 4)
+        assert list(found.taps) == [0, 1, 2, 3]
+    assert reading.calls == [[0, 1, 2], [3, 4], [4, 5]]
+    assert not store.full
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("room", [True, False])
+def test_the_first_use_is_bitwise_every_later_one(model, dtype, room):
+    """A fit that was killed and resumed computes again what the other took from the store."""
+    images = random_images(model.backbone, batch=4)
+    indices = torch.tensor([2, 0, 3])
+    store = ActivationStore(4, 10**9 if room else 0, dtype)
+    first, second = (store.get(indices, Reading(model, images)(indices)) for _ in range(2))
+    assert store.full == (not room)
+    for a, b in zip(flat(first), flat(second), strict=True):
+        assert a.dtype == b.dtype == dtype
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("bytes_", "kept"), [(6 * BYTES, True), (6 * BYTES - 1, False), (0, False)])
+def test_the_limit_is_for_the_whole_set(model, bytes_, kept):
+    reading = Reading(model, random_images(model.backbone, batch=6))
+    store = ActivationStore(6, bytes_, torch.float32)
+    indices = torch.tensor([0, 1])
+    for _ in range(3):
+        store.get(indices, reading(indices))
+    assert store.full == (not kept)
+    assert len(reading.calls) == (1 if kept else 3)
+
+
+def test_bf16_takes_half_the_room(model):
+    reading = Reading(model, random_images(model.backbone, batch=6))
+    store = ActivationStore(6, 3 * BYTES, torch.bfloat16)
+    indices = torch.tensor([0, 1])
+    store.get(indices, reading(indices))
+    assert not store.full
+
+
+def test_what_is_handed_out_is_not_the_store(model):
+    reading = Reading(model, random_images(model.backbone, batch=2))
+    store = ActivationStore(2, 10**9, torch.float32)
+    indices = torch.tensor([0, 1])
+    first = store.get(indices, reading(indices))
+    kept = first.tokens.clone()
+    first.tokens.zero_()
+    second = store.get(indices, reading(indices))
+    assert torch.equal(second.tokens, kept)
+    second.tokens.zero_()
+    assert torch.equal(store.get(indices, reading(indices)).tokens, kept)
+    assert len(reading.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16), ("64-true", torch.float64)],
+)
+def test_the_store_has_the_precision_of_the_run(precision, dtype):
+    store = activation_store(7, 0.5, Fabric(accelerator="cpu", devices=1, precision=precision))
+    assert (store.n, store.limit, store.dtype) == (7, 2**29, dtype)
+
+
+@pytest.mark.parametrize("method", ["linear", "hst"])
+def test_a_model_answers_the_same_from_the_store(method):
+    backbone = random_backbone("siglip")
+    arguments = {"detached": True} if method == "hst" else {}
+    model = build(backbone, method, classes=3, **arguments).eval()
+    images = random_images(backbone, batch=4)
+    indices = torch.tensor([3, 1])
+    store = ActivationStore(4, 10**9, torch.float32)
+    assert recall(model, None, indices, images[indices]) is None
+    for _ in range(2):
+        kept = recall(model, store, indices, images[indices])
+        torch.testing.assert_close(model(images[indices], None, kept), model(images[indices]))
+
+
+def test_nothing_random_is_kept(model):
+    """Drop path in training must not enter a pass that is computed once."""
+    model.method.contacts.drop_path = 0.9
+    images = random_images(model.backbone, batch=4)
+    one = model.train().method.read(model.backbone, images)
+    two = model.eval().method.read(model.backbone, images)
+    assert all(torch.equal(a, b) for a, b in zip(flat(one), flat(two), strict=True))

@@ -1,0 +1,101 @@
+"""What a model costs, counted."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_backbone, random_images
+from torch import nn
+
+from vitgraft import catalogue, cost
+from vitgraft.model import Model, build
+
+
+def test_parameters(cls):
+    model = build(cls, "hst", classes=3)
+    counted = cost.parameters(model)
+    assert counted["head"] == 73 * 3
+    assert counted["backbone"] == sum(p.numel() for p in cls.vit.parameters())
+    assert counted["method"] + counted["head"] == sum(p.numel() for p in model.trained().values())
+
+
+def vit_flops(L, D, T, patches, pixels=3 * 16 * 16):
+    """Multiply-adds twice: patches, four linear layers per block (12 D^2 a token), scores and their use."""
+    return 2 * (patches * pixels * D + L * (12 * D * D * T + 2 * T * T * D))
+
+
+def test_flops_of_vit_b16():
+    """35.1 GFLOP, on tensors without memory."""
+    backbone = catalogue.shape_of(catalogue.VIT_B16)
+    with torch.device("meta"):
+        model = build(backbone, "linear", classes=1000)
+        counted = cost.flops(model, torch.empty(1, 3, 224, 224))
+    assert counted == vit_flops(12, 768, 197, 196) + 2 * 768 * 1000
+    assert counted / 1e9 == pytest.approx(35.1, abs=0.05)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_flops_on_a_real_tensor(cls, batch):
+    counted = cost.flops(build(cls, "linear", classes=10), random_images(cls, batch=batch))
+    assert counted == batch * (vit_flops(4, 48, 17, 16) + 2 * 48 * 10)
+
+
+class Squares(Model):
+    """Keeps its input once, however often it is used, and never its own weight."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.weight = nn.Parameter(torch.ones(7))
+
+    def forward(self, images, targets=None, activations=None):
+        x = images * 1.0
+        return {"loss": ((x * self.weight) + x.view(-1, 7).square().view_as(x)).sum()}
+
+
+def test_kept_bytes_count_each_storage_once():
+    images = torch.ones(5, 7, requires_grad=True)
+    assert cost.kept_bytes(Squares(), images, torch.zeros(5)) == 5 * 7 * 4
+
+
+def test_kept_bytes_of_the_methods():
+    backbone = random_backbone("cls", embed_dim=96)
+    images, labels = random_images(backbone, (6, 6), batch=4), torch.tensor([0, 1, 2, 0])
+
+    def kept(method, **arguments):
+        return cost.kept_bytes(build(backbone, method, classes=3, **arguments).train(), images, labels)
+
+    full, bitfit, linear = kept("full"), kept("bitfit"), kept("linear")
+    assert linear < 0.02 * full
+    assert linear < bitfit < full
+    assert kept("hst", detached=True) < kept("hst")
+    # The least that full tuning keeps: what enters each linear layer of every block.
+    assert full > 4 * 4 * 37 * (96 * 3 + 4 * 96) * 4
+
+
+def test_kept_bytes_leave_no_trace(cls):
+    model = build(cls, "full", classes=3).train()
+    before = {name: t.clone() for name, t in model.state().items()}
+    twice = [cost.kept_bytes(model, random_images(cls), torch.tensor([0, 1, 2])) for _ in range(2)]
+    assert twice[0] == twice[1]
+    assert all(torch.equal(t, before[name]) for name, t in model.state().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc to know the memory in use")
+def test_peak_memory_is_the_most_that_this_process_had():
+    before = cost.peak_memory(torch.device("cpu"))
+    in_use = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    assert in_use <= before + 2**24
+    ballast = torch.ones((before - in_use + 2**27) // 4)  # float32: 128 MiB above all that there was
+    del ballast
+    assert before + 2**26 <= cost.peak_memory(torch.device("cpu")) <= before + 2**28
+
+
+def test_flops_see_what_a_method_adds(cls):
+    images = random_images(cls, batch=1)
+    linear, hst, detached = (
+        cost.flops(build(cls, name, classes=3, **more).eval(), images)
+        for name, more in (("linear", {}), ("hst", {}), ("hst", {"detached": True}))
+    )
+    assert linear < detached < hst

@@ -1,0 +1,428 @@
+"""The behaviour matrix: what every method promises, on every kind of backbone, on square and other pictures.
+
+A method that is added to `methods/` is found by itself, and so is each of its variants that an on-off argument makes.
+"""
+
+import inspect
+import json
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import FAMILIES, GRIDS, random_backbone, random_images, vit_arguments
+from safetensors import safe_open
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from vitgraft import adapter, catalogue, cost, weights
+from vitgraft import method as methods
+from vitgraft.contacts import Contacts
+from vitgraft.method import Method
+from vitgraft.model import build
+
+CLASSES = 5
+# Adapted features that do not start at the frozen ones, although the method only adds: (method -> why).
+STARTS_ELSEWHERE: dict[str, str] = {}
+# Gradients that are zero by construction, whatever the tensors' values: (method -> pattern).
+ZERO = {"hst": r"\.blocks\.\d+\.k\.bias"}  # it adds the same to the score of every key
+
+
+def variants(name):
+    flags = [argument for argument, value in methods.find(name).defaults().items() if isinstance(value, bool)]
+    return [(name, {}), *((name, {flag: not methods.find(name).defaults()[flag]}) for flag in flags)]
+
+
+VARIANTS = [variant for name in methods.names() for variant in variants(name)]
+
+
+def variant_id(variant):
+    name, arguments = variant
+    return " ".join([name, *(f"{key}={value}" for key, value in arguments.items())])
+
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
+
+
+def model_of(variant, backbone, seed=0):
+    name, arguments = variant
+    return build(backbone, name, classes=CLASSES, seed=seed, **arguments).eval()
+
+
+def shaken(model, by=0.02):
+    """Every tensor that trains moved a little, as after some training: what starts at zero is zero no more."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.trained().values():
+            parameter.add_(by * torch.randn(parameter.shape, generator=generator))
+        for name, buffer in model.method.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.add_(by * torch.randn(buffer.shape, generator=generator))
+    return model
+
+
+def steps(model, images, n=2):
+    """n optimiser steps in training mode; the losses."""
+    labels = torch.arange(len(images)) % CLASSES
+    optimiser = torch.optim.AdamW(model.trained().values(), lr=1e-2)
+    losses = []
+    for _ in range(n):
+        loss = sum(model.train()(images, labels).values())
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(loss.item())
+    model.eval()
+    return losses
+
+
+@every_variant
+def test_starts_where_the_backbone_is(variant, backbone, images):
+    model = model_of(variant, backbone)
+    plain, found = backbone(images), model.method.read(backbone, images)
+    if set(model.method.contacts.kinds) <= {"tap"}:
+        assert torch.equal(found.tokens, plain.tokens)
+    only_adds = set(model.method.contacts.kinds) <= {"train", "weight", "branch"}
+    if only_adds and type(model.method).features is Method.features and variant[0] not in STARTS_ELSEWHERE:
+        features = model.method.features(backbone, images, found)
+        torch.testing.assert_close(features.pooled, backbone.pool(plain.tokens))
+        assert features.pooled.shape == (len(images), backbone.width)
+
+
+@every_variant
+def test_features_have_their_declared_shapes(variant, backbone, images):
+    model = model_of(variant, backbone)
+    features = model.method.features(backbone, images, model.method.read(backbone, images))
+    assert features.pooled.shape == (len(images), model.method.width)
+    strides = [stride for stride, _ in features.maps]
+    assert strides == sorted(strides)
+    for stride, map_ in features.maps:
+        assert len(map_) == len(images)
+        assert map_.shape[2] == pytest.approx(images.shape[2] / stride, rel=1e-6)
+        assert map_.shape[3] == pytest.approx(images.shape[3] / stride, abs=1)
+    assert model(images).shape == (len(images), CLASSES)
+
+
+@every_variant
+def test_every_declared_tensor_trains_and_no_other(variant, backbone, images):
+    model = shaken(model_of(variant, backbone))
+    trained = model.trained()
+    assert set(trained) == {n for n, _ in model.named_parameters() if not n.startswith("backbone.")}
+    assert {n.partition(".")[0] for n in trained} <= {"method", "head"}
+    assert set(trained) <= set(model.state()), "what trains is saved"
+    sum(model(images, torch.arange(len(images))).values()).backward()  # in eval mode: no chance, no batch statistics
+    for name, parameter in trained.items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        if name.startswith("method.") and variant[0] in ZERO and re.search(ZERO[variant[0]], name):
+            assert parameter.grad.abs().max() < 1e-6, name
+        else:
+            assert parameter.grad.any(), f"{name} has no influence on the loss"
+    assert all(p.grad is None for p in backbone.parameters())
+
+
+@every_variant
+def test_training_lowers_the_loss_and_leaves_the_backbone_alone(variant, backbone, images):
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    plain = backbone(images).tokens
+    model = model_of(variant, backbone)
+    start = {name: tensor.clone() for name, tensor in model.state().items()}
+    losses = steps(model, images, 4)
+    assert losses[-1] < losses[0]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert any(not torch.equal(tensor, start[name]) for name, tensor in model.state().items())
+    after = backbone.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not any(p.requires_grad for p in backbone.parameters())
+    assert not any(module.training for module in backbone.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules())
+    # Detached: without the method's contacts the backbone gives bitwise what it gave.
+    assert torch.equal(backbone(images).tokens, plain)
+    assert torch.equal(backbone(images, Contacts()).tokens, plain)
+
+
+@every_variant
+def test_two_adapters_on_one_backbone_do_not_see_each_other(variant, backbone, grid):
+    images = random_images(backbone, grid)
+    one, two = model_of(variant, backbone, seed=1), model_of(variant, backbone, seed=2)
+    first, second = one(images), two(images)
+    assert not torch.equal(first, second)
+    steps(one, images)
+    assert torch.equal(two(images), second)
+    assert not torch.equal(one(images), first)
+    trained = one(images)
+    steps(two, images)
+    assert torch.equal(one(images), trained)
+
+
+@every_variant
+def test_the_same_seed_makes_the_same_model_and_leaves_the_generator(variant, cls):
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    one, two, other = (model_of(variant, cls, seed).state() for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    assert any(not torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@every_variant
+@pytest.mark.parametrize("family", ["cls", "dinov2"])
+def test_bf16_stays_near_float32(variant, backbone, images):
+    model = shaken(model_of(variant, backbone))
+    with torch.no_grad():
+        exact = model(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            near = model(images).float()
+    assert near.isfinite().all()
+    assert (near - exact).norm() <= 0.05 * exact.norm()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = sum(model.train()(images, torch.arange(len(images))).values())
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.trained().values())
+
+
+@every_variant
+@pytest.mark.parametrize(("family", "grid"), [("cls", "wide")], indirect=True)
+def test_compiled_without_a_break(variant, backbone, images):
+    torch.compiler.reset()
+    model = shaken(model_of(variant, backbone))
+    labels = torch.arange(len(images))
+    expected = sum(model(images, labels).values())
+    expected.backward()
+    gradients = {name: p.grad.clone() for name, p in model.trained().items()}
+    model.zero_grad()
+    loss = sum(torch.compile(model, backend="eager", fullgraph=True)(images, labels).values())
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close({name: p.grad for name, p in model.trained().items()}, gradients)
+
+
+@every_variant
+@pytest.mark.parametrize(("family", "grid"), [("dinov2", "wide")], indirect=True)
+def test_exported(variant, backbone, images):
+    model = shaken(model_of(variant, backbone))
+    with torch.no_grad():
+        program = torch.export.export(model, (images,))
+        torch.testing.assert_close(program.module()(images), model(images))
+
+
+# Saved, and loaded by another process
+
+READ_ALL = """
+import json, sys
+import torch
+from safetensors.torch import load_file, save_file
+from vitgraft import Backbone, adapter
+
+torch.set_num_threads(1)
+folder = sys.argv[1]
+answers = {}
+for family, files in json.load(open(f"{folder}/what.json")).items():
+    backbone = Backbone.load(f"{folder}/{family}.safetensors")
+    images = load_file(f"{folder}/{family}.images")["images"]
+    for file in files:
+        with torch.no_grad():
+            answers[file] = adapter.load(f"{folder}/{file}", backbone).model(images)
+save_file(answers, f"{folder}/answers")
+"""
+
+
+def header_of(model):
+    backbone = model.backbone
+    return {
+        "task": "classify",
+        "method": model.method.name(),
+        "arguments": model.method.arguments(),
+        "backbone": {"name": backbone.name, "source": backbone.source, "fingerprint": backbone.fingerprint},
+        "head": {"name": "classify"},
+        "classes": [f"class {i}" for i in range(CLASSES)],
+        "preprocess": backbone.preprocess().to_dict(),
+        "protocol": {},
+        "metrics": {},
+        "versions": {},
+    }
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Adapters of every variant on every backbone, exact and compact, and what a fresh process makes of them."""
+    folder = tmp_path_factory.mktemp("saved")
+    what: dict[str, list[str]] = {}
+    expected = {}
+    for family in FAMILIES:
+        backbone = random_backbone(family)
+        weights.save(
+            backbone.vit,
+            folder / f"{family}.safetensors",
+            architecture="vit_tiny_patch16_224",
+            source="random",
+            model_args=vit_arguments(family),
+        )
+        images = random_images(backbone, GRIDS["wide"])
+        adapter.write_bytes(folder / f"{family}.images", adapter.save({"images": images}))
+        what[family] = []
+        for variant in VARIANTS:
+            model = shaken(model_of(variant, backbone))
+            for kind in ("exact", "compact"):
+                tensors = model.state() if kind == "exact" else adapter.compact(model.state())
+                file = f"{family} {variant_id(variant)} {kind}"
+                adapter.write(folder / file, tensors, header_of(model))
+                model.load_state(tensors)
+                what[family].append(file)
+                with torch.no_grad():
+                    expected[file] = model(images)
+    (folder / "what.json").write_text(json.dumps(what))
+    subprocess.run([sys.executable, "-c", READ_ALL, str(folder)], check=True, timeout=300)
+    with safe_open(folder / "answers", "pt") as file:
+        answers = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return folder, expected, answers
+
+
+@every_variant
+def test_saved_and_loaded_by_another_process_it_answers_the_same(variant, family, saved):
+    _, expected, answers = saved
+    for kind in ("exact", "compact"):
+        name = f"{family} {variant_id(variant)} {kind}"
+        assert torch.equal(answers[name], expected[name])
+    assert not torch.equal(answers[name], answers[name.replace("compact", "exact")]), "it was rounded"
+
+
+@every_variant
+def test_the_file_holds_no_backbone(variant, family, saved):
+    folder, _, _ = saved
+    backbone = random_backbone(family)
+    model = model_of(variant, backbone)
+    tensors, _ = adapter.read(folder / f"{family} {variant_id(variant)} exact")
+    assert set(tensors) == set(model.state())
+    assert all(name.startswith(("method.", "head.")) for name in tensors)
+    ours = sum(t.numel() for t in model.state().values())
+    assert sum(t.numel() for t in tensors.values()) == ours
+    frozen = {t.numpy().tobytes() for n, t in backbone.tensors().items() if t.numel() > 1}
+    assert not frozen & {t.numpy().tobytes() for t in tensors.values()}
+
+
+# What it costs
+
+
+def full_count(L, D, P, N):
+    """ViT with CLS, patches of P pixels, N of them, MLP ratio 4."""
+    return D * (3 * P * P + 1) + D + (N + 1) * D + L * (12 * D * D + 13 * D) + 2 * D
+
+
+def hst_count(L, D, *, detached=False, widths=(32, 48, 64, 72), M=1, r=4):
+    d = (None, *widths)
+    count = 27 * d[1] + 2 * d[1] + 4 * d[1] ** 2 + d[1] + 2 * d[1]
+    count += sum(9 * d[s - 1] * d[s] + 3 * d[s] for s in (2, 3, 4))
+    count += sum(L // 4 * ((4 + 2 * r) * x**2 + (9 + r) * x) for x in widths)
+    count += sum((D + 1) * x + L // 4 * 2 * x + 2 * x for x in widths)
+    return count + (0 if detached else L * M * D + 4 * L * D)
+
+
+FORMULAS = {
+    "linear": lambda L, D, N: 0,
+    "full": lambda L, D, N: full_count(L, D, 16, N),
+    "bitfit": lambda L, D, N: 11 * L * D + 2 * D,
+    "hst": lambda L, D, N: hst_count(L, D),
+    "hst detached=True": lambda L, D, N: hst_count(L, D, detached=True),
+}
+SIZES = {"tiny": (12, 192), "small": (12, 384), "base": (12, 768), "large": (24, 1024)}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if variant_id(v) in FORMULAS], ids=variant_id)
+def test_parameters_are_as_the_formula_says(variant, size):
+    method = catalogue.attached(variant[0], catalogue.shape_of(f"vit_{size}_patch16_224"), **variant[1])
+    assert sum(p.numel() for p in method.parameters()) == FORMULAS[variant_id(variant)](*SIZES[size], 196)
+
+
+@pytest.mark.parametrize("name", sorted({*methods.names()} - {"full"}))
+def test_it_is_a_small_part_of_the_backbone(name):
+    shape = catalogue.shape_of(catalogue.VIT_B16)
+    ours = sum(p.numel() for p in catalogue.attached(name, shape).parameters())
+    assert ours < 0.02 * sum(p.numel() for p in shape.parameters())
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_its_page_states_the_parameters(name):
+    text = inspect.getdoc(methods.find(name)) or ""
+    assert "Parameters" in text
+    method = catalogue.attached(name, catalogue.shape_of(catalogue.VIT_B16))
+    stated = re.findall(r"([\d,]+) on ViT-B/16", text)
+    assert stated or name in FORMULAS, "state the number on ViT-B/16"
+    assert [int(number.replace(",", "")) for number in stated[:1]] in (
+        [],
+        [sum(p.numel() for p in method.parameters())],
+    )
+
+
+def test_hst_is_as_large_as_published():
+    shape = catalogue.shape_of(catalogue.VIT_B16)
+    counts = [
+        sum(p.numel() for p in catalogue.attached("hst", shape, **more).parameters())
+        for more in ({}, {"detached": True}, {"widths": (64, 128, 256, 384)}, {"meta_tokens": 4})
+    ]
+    assert counts == [764_840, 718_760, 10_404_096, 764_840 + 3 * 12 * 768]
+    ten, eleven = (
+        sum(p.numel() for p in build(random_backbone(), "hst", classes=K).head.parameters()) for K in (10, 11)
+    )
+    assert eleven - ten == 73
+
+
+@pytest.fixture(scope="module")
+def kept_on_vit_b16():
+    """Bytes kept for backward on ViT-B/16 at 224, batch 8, counted on tensors that have no memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, **_: tensor)  # looks at numbers, of which none are
+        shape = catalogue.shape_of(catalogue.VIT_B16)
+        with FakeTensorMode():
+            backbone = shape._apply(lambda tensor: torch.empty(tensor.shape))
+            images, labels = torch.empty(8, 3, 224, 224), torch.zeros(8, dtype=torch.long)
+            return {
+                variant_id(variant): cost.kept_bytes(model_of(variant, backbone).train(), images, labels)
+                for variant in VARIANTS
+            }
+
+
+@every_variant
+def test_backward_keeps_no_more_than_the_budget(variant, kept_on_vit_b16):
+    full = kept_on_vit_b16["full"]
+    assert 880 < full / 2**20 < 920
+    assert kept_on_vit_b16[variant_id(variant)] <= methods.find(variant[0]).keeps * full
+
+
+def test_a_method_beside_the_backbone_keeps_far_less(kept_on_vit_b16):
+    assert kept_on_vit_b16["hst detached=True"] < 0.31 * kept_on_vit_b16["full"]
+    assert kept_on_vit_b16["linear"] < 0.006 * kept_on_vit_b16["full"]
+
+
+# Finding methods
+
+
+def test_every_method_describes_itself():
+    for row in catalogue.table():
+        assert row["title"], row["name"]
+        assert set(row["contacts"]) <= {"train", "weight", "branch", "tokens", "tap"}
+        assert catalogue.describe(row["name"]).startswith(row["title"])
+    assert [row["name"] for row in catalogue.table()] == methods.names()
+    assert all(row["name"] in catalogue.text() for row in catalogue.table())
+
+
+@every_variant
+def test_its_arguments_make_it_again(variant, cls):
+    made = methods.create(variant[0], **variant[1])
+    arguments = json.loads(json.dumps(made.arguments()))
+    again = methods.create(variant[0], **arguments)
+    assert again.arguments() == made.arguments()
+    assert set(variant[1].items()) <= set(made.arguments().items())
+
+
+def test_an_unknown_method_or_option_is_said_with_the_near_misses():
+    with pytest.raises(methods.RequestError, match=r"'hts'.*bitfit, full, hst, linear.*Did you mean 'hst'"):
+        methods.create("hts")
+    with pytest.raises(methods.RequestError, match=r"'width'.*widths, heads, .*Did you mean 'widths'"):
+        methods.create("hst", width=3)
+    with pytest.raises(methods.RequestError, match=r"'widths'; it has none|'widths'.*belongs to hst"):
+        methods.create("linear", widths=(1, 2, 3, 4))
