@@ -8,9 +8,9 @@ from html import escape
 
 import torch
 
-from vitgraft.charts import Bar, bars, heat_map
-from vitgraft.evaluate import Evaluation, wilson
-from vitgraft.page import gallery, name, percent, picture, section
+from .charts import Bar, bars, heat_map
+from .evaluate import Evaluation, wilson
+from .page import gallery, name, percent, picture, section
 
 RIGHT, WRONG = 8, 16  # pictures shown of each kind
 EXAMPLES = 6  # pictures of each kind in a comparison of methods

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from vitgraft.page import interval_text, name, percent
+from .page import interval_text, name, percent
 
 Form = Callable[[float], str]
 WIDTH, HEIGHT = 360, 230  # of a curve's drawing, in its own units; the page scales it

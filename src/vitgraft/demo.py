@@ -15,8 +15,9 @@ from .show import Show
 BACKBONE = "vit_base_patch16_224"
 SIZE = 64  # pixels: 4 x 4 patches, so that two cores are enough
 TASKS = ("digits", "place")
-METHODS: dict[str, dict[str, Any]] = {"linear": {}, "hst": {"detached": True, "lr": 2e-3}}
-EPOCHS = 15
+METHODS: dict[str, dict[str, Any]] = {"linear": {}, "hst": {"detached": True}}
+EPOCHS = 12
+PICTURES = {"train": 1000, "test": 500}
 
 
 def demo(out: str | Path = "vitgraft-demo", *, quiet: bool = False) -> dict[tuple[str, str], Run]:
@@ -31,10 +32,10 @@ def demo(out: str | Path = "vitgraft-demo", *, quiet: bool = False) -> dict[tupl
     runs = {}
     for task in TASKS:
         show.line(f"\ntask {task}: {digits.TASKS[task].about}")
-        digits.write(out / task / "pictures", task, size=SIZE)
+        digits.write(out / "pictures" / task, task, size=SIZE, **PICTURES)
         for method, options in METHODS.items():
             runs[task, method] = fit(
-                out / task / "pictures",
+                out / "pictures" / task,
                 out=out / task / method,
                 method=method,
                 backbone=backbone,
@@ -75,10 +76,11 @@ def _page(path: Path, backbone: Backbone, runs: dict[tuple[str, str], Run]) -> N
         sections.append(report.Section(task, f"The class is {digits.TASKS[task].about}.", evaluations))
     intro = (
         f"One frozen {backbone.name} (from {backbone.source}), two tasks, two ways to use it. The pictures are made of "
-        f"1,797 real handwritten digits, {SIZE} x {SIZE} pixels; training and test share no digit. A linear probe trains "
-        "a classifier on the backbone's final vector; HST trains a small side network that reads every block."
+        f"1,797 real handwritten digits, {SIZE} x {SIZE} pixels; training and test share no digit. A linear probe "
+        "trains a classifier on the backbone's final vector; HST, detached, trains a small side network that reads "
+        "every block."
         "\n\n"
-        "Which digit it is, the final vector knows well. Where it is on the sheet, that vector has mostly forgotten; the "
-        "blocks on the way to it have not."
+        "Which digit it is, the final vector knows well. Where it is on the sheet, that vector has mostly forgotten; "
+        "the blocks on the way to it have not."
     )
     report.comparison(path, title="Why adapt a backbone?", intro=intro, rows=rows, sections=sections)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitgraft.errors import RequestError, near_misses
+from .errors import RequestError, near_misses
 
 Generator = np.random.Generator
 INKS = ((27, 38, 79), (38, 36, 40), (92, 46, 22), (24, 74, 64))
@@ -25,13 +25,12 @@ TRAIN_SHARE = 2 / 3  # of the handwritten digits; the others are for testing
 
 @dataclass(frozen=True)
 class Glyph:
-    """One digit on the sheet: its value, centre, side of its square, and turn in degrees against the clock."""
+    """One digit on the sheet: its value, centre, and side of its square."""
 
     value: int
     x: float
     y: float
     side: float
-    turn: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,43 +53,9 @@ def _place(rng: Generator, label: int) -> list[Glyph]:
     return [Glyph(int(rng.integers(10)), inner[0], inner[1], 0.28)]
 
 
-def _sum(rng: Generator, label: int) -> list[Glyph]:
-    left = int(rng.integers(max(0, label - 9), min(9, label) + 1))
-    x, y = rng.uniform(0.22, 0.3), rng.uniform(0.25, 0.75, 2)
-    return [Glyph(left, x, y[0], 0.42), Glyph(label - left, x + rng.uniform(0.44, 0.48), y[1], 0.42)]
-
-
-def _largest(rng: Generator, label: int) -> list[Glyph]:
-    values = np.sort(rng.choice(10, 4, replace=False))
-    values[:3] = rng.permutation(values[:3])
-    quarters = [label, *rng.permutation([quarter for quarter in range(4) if quarter != label])]
-    glyphs = []
-    for value, quarter in zip(values[::-1], quarters, strict=True):
-        y, x = 0.25 + 0.5 * np.array(divmod(quarter, 2)) + rng.uniform(-0.05, 0.05, 2)
-        glyphs.append(Glyph(int(value), x, y, 0.4))
-    return glyphs
-
-
-def _count(rng: Generator, label: int) -> list[Glyph]:
-    cells = rng.choice(9, label + 1, replace=False)
-    corners = np.stack(np.divmod(cells, 3), axis=1)
-    centres = 0.18 + 0.32 * corners + rng.uniform(-0.03, 0.03, corners.shape)
-    return [Glyph(int(rng.integers(10)), x, y, rng.uniform(0.22, 0.3)) for y, x in centres]
-
-
-def _turn(rng: Generator, label: int) -> list[Glyph]:
-    value = int(rng.choice([2, 3, 4, 5, 7]))  # the others look alike upside down, or like one another
-    x, y = rng.uniform(0.45, 0.55, 2)
-    return [Glyph(value, x, y, 0.64, turn=45 * label + rng.uniform(-8, 8))]
-
-
 TASKS = {
     "digits": Task("which digit it is", tuple("0123456789"), _one),
     "place": Task("which cell of a 4x4 grid the digit is in", tuple(f"{r}{c}" for r in "abcd" for c in "1234"), _place),
-    "sum": Task("the sum of two digits", tuple(f"{total:02}" for total in range(19)), _sum),
-    "largest": Task("where the largest of four digits is", ("1-nw", "2-ne", "3-sw", "4-se"), _largest),
-    "count": Task("how many digits there are", tuple("12345678"), _count),
-    "turn": Task("how far the digit is turned, in degrees", tuple(f"{45 * turn:03}" for turn in range(8)), _turn),
 }
 
 
@@ -169,7 +134,7 @@ def _draw(glyphs: Sequence[Glyph], hand: _Hand, size: int, rng: Generator) -> Im
     for glyph in glyphs:
         side = round(glyph.side * fine)
         smooth = Image.fromarray(np.pad(hand(glyph.value), 1).astype(np.float32))
-        smooth = smooth.resize((side, side), Image.Resampling.BICUBIC).rotate(glyph.turn, Image.Resampling.BICUBIC)
+        smooth = smooth.resize((side, side), Image.Resampling.BICUBIC)
         stroke = Image.fromarray((255 * np.clip((np.asarray(smooth) - 0.3) / 0.3, 0, 1)).astype(np.uint8))
         sheet.paste(255, (round(glyph.x * fine - side / 2), round(glyph.y * fine - side / 2)), stroke)
     cover = np.asarray(sheet.resize((size, size), Image.Resampling.BOX))[..., None] / 255

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from vitgraft.data.pictures import open_picture
-from vitgraft.errors import WorkError
+from .data.pictures import open_picture
+from .errors import WorkError
 
 SPACE = "\u202f"  # narrow and unbreakable: between a number and its unit
 # Nothing outside the page may be loaded, whatever a class name says.

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from vitgraft import answers, page
-from vitgraft.charts import Bar, Curve, bars, curves, strip
-from vitgraft.evaluate import Evaluation
-from vitgraft.page import duration, interval_text, name, percent, section, size, small_share
+from . import answers, page
+from .charts import Bar, Curve, bars, curves, strip
+from .evaluate import Evaluation
+from .page import duration, interval_text, name, percent, section, size, small_share
 
 
 def write(

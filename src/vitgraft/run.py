@@ -279,7 +279,7 @@ class Run:
     """A finished run, or an adapter file alone: ready to predict, to evaluate and to be described.
 
     path: the folder that `fit` made, or an adapter file. backbone: a name, a file or a loaded Backbone in the place of
-    the one that the adapter names (its fingerprint must agree). evaluation: the answers at the end of the fit, where the
+    the one that the adapter names (its fingerprint must agree). evaluation: the answers at the end of the fit, if the
     run comes from one.
     """
 

@@ -22,10 +22,10 @@ from timm.layers import Attention, PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
-from vitgraft import packages
-from vitgraft.errors import RequestError, WorkError, near_misses
-from vitgraft.files import replacing
-from vitgraft.packages import NotHereError
+from . import packages
+from .errors import RequestError, WorkError, near_misses
+from .files import replacing
+from .packages import NotHereError
 
 PICKLED = (".pth", ".pt", ".bin")
 HEADS = ("head.", "head_dist.", "classifier.")

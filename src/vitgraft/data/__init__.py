@@ -1,9 +1,9 @@
 """From pictures on disk to batches: what a folder holds, how a picture is prepared, in which order it is seen."""
 
-from vitgraft.data.dataset import DataSet, Split, read
-from vitgraft.data.loader import Pictures, epoch_batches, even_batches
-from vitgraft.data.pictures import BadPicture, open_picture, to_rgb
-from vitgraft.data.preprocess import Preprocess
+from .dataset import DataSet, Split, read
+from .loader import Pictures, epoch_batches, even_batches
+from .pictures import BadPicture, open_picture, to_rgb
+from .preprocess import Preprocess
 
 __all__ = [
     "BadPicture",

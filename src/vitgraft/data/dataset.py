@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitgraft.data.layouts import LAYOUTS, Found, folders, recognise, some
-from vitgraft.errors import RequestError, near_misses
+from ..errors import RequestError, near_misses
+from .layouts import LAYOUTS, Found, folders, recognise, some
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vitgraft.data.dataset import Split
-from vitgraft.data.pictures import BadPicture
-from vitgraft.data.preprocess import Preprocess
-from vitgraft.errors import RequestError, WorkError
+from ..errors import RequestError, WorkError
+from .dataset import Split
+from .pictures import BadPicture
+from .preprocess import Preprocess
 
 _CHUNK = 32  # pictures that a worker process decodes at a time when all are checked
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vitgraft.errors import WorkError
+from ..errors import WorkError
 
 
 class BadPicture(WorkError):  # noqa: N818

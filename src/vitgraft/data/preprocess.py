@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitgraft.data.pictures import open_picture, to_rgb
-from vitgraft.errors import RequestError, near_misses
+from ..errors import RequestError, near_misses
+from .pictures import open_picture, to_rgb
 
 Triple = tuple[float, float, float]
 

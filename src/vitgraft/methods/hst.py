@@ -61,10 +61,12 @@ class HST(Method):
         mlp_ratio: int = 4,
         meta_tokens: int = 1,
         detached: bool = False,
+        normalise: bool = False,
     ) -> None:
         super().__init__()
         self.widths, self.heads = tuple(widths), tuple(heads)
-        self.mlp_ratio, self.meta_tokens, self.detached = mlp_ratio, meta_tokens, detached
+        self.mlp_ratio, self.meta_tokens = mlp_ratio, meta_tokens
+        self.detached, self.normalise = detached, normalise
         if len(self.widths) != STAGES or len(self.heads) != STAGES:
             raise RequestError(
                 f"HST has four stages, but {len(self.widths)} widths and {len(self.heads)} numbers of heads came: "
@@ -109,8 +111,9 @@ class HST(Method):
         for s, stage in enumerate(self.stages):
             blocks = range(s * depth, (s + 1) * depth)
             taps = [activations.taps[i] for i in blocks]
-            if self.detached:
+            if self.normalise or self.detached:
                 taps = [F.layer_norm(tap, (backbone.width,)) for tap in taps]
+            if self.detached:
                 first = 1 if backbone.has_cls else backbone.prefix
                 meta = [tap[:, :first] if first else tap.mean(1, keepdim=True) for tap in taps]
             else:

@@ -1,5 +1,7 @@
 """Linear probe: the backbone as it is, only the head learns."""
 
+from typing import ClassVar
+
 from ..method import Method
 
 
@@ -11,4 +13,5 @@ class Linear(Method):
 
     title = "Linear probe"
     published = "VTAB-1k 52.9 (mean of 19, ViT-B/16 IN-21k; Jia et al. 2022)"
+    recipe: ClassVar = {"lr": 1e-2}
     keeps = 0.02
