@@ -5,6 +5,7 @@ import html.parser
 import io
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from vitgraft import page, report
 from vitgraft.charts import Bar, Curve, bars, curves, ticks
+from vitgraft.errors import WorkError
 from vitgraft.evaluate import Evaluation
 
 BROWSER = next((shutil.which(b) for b in ("chromium", "google-chrome", "chromium-browser") if shutil.which(b)), None)
@@ -175,7 +177,7 @@ def check_whole(path):
         assert kind == "data:image/jpeg;base64"
         assert max(Image.open(io.BytesIO(base64.b64decode(data))).size) <= 160
         assert attributes["alt"]
-    assert [p.name for p in path.parent.iterdir() if p.name.endswith(".part")] == []
+    assert [p.name for p in path.parent.iterdir() if p.name.startswith(".")] == []
     return dom
 
 
@@ -337,8 +339,8 @@ def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(page.os, "replace", full)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(WorkError, match="no space"):
         report.write(path, result={}, metrics=[], evaluation=None)
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
     assert path.read_text() == "old"

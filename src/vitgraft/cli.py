@@ -237,6 +237,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.do(given)
     except VitgraftError as error:
         return _stopped(str(error), error.exit_code)
+    except RuntimeError as error:
+        if "LOCAL_RANK" not in os.environ or "closed by peer" not in str(error):
+            raise
+        # One of several processes has ended: if it was the first one, it has said why.
+        return _stopped("another process of this fit has ended: run the same command with --resume.", 1)
     except OSError as error:  # a disk or a permission where nobody expected it
         return _stopped(f"{error}.", 1)
     except KeyboardInterrupt:

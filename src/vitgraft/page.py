@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
@@ -17,6 +16,7 @@ from PIL import Image
 
 from .data.pictures import open_picture
 from .errors import WorkError
+from .files import write_bytes
 
 SPACE = "\u202f"  # narrow and unbreakable: between a number and its unit
 # Nothing outside the page may be loaded, whatever a class name says.
@@ -155,12 +155,6 @@ def document(title: str, header_html: str, body_html: str, footer: str) -> str:
 
 
 def write_whole(path: str | Path, text: str) -> None:
-    """Writes the file so that a reader, or a crash, never meets half of it."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        # A file name may hold bytes that are no text; they show as "?".
-        part.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    """Writes the page as a whole or not at all; raises WorkError."""
+    # A file name may hold bytes that are no text; they show as "?".
+    write_bytes(Path(path), text.encode("utf-8", errors="replace"))

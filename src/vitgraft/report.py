@@ -22,7 +22,7 @@ def write(
     """Writes the page of one run to `path` (RUN/report.html).
 
     `result` is what result.json holds, `metrics` the lines of metrics.jsonl; what they lack is left out of the page.
-    Without `evaluation` the page says how to get a number. Raises OSError when the file cannot be written.
+    Without `evaluation` the page says how to get a number. Raises WorkError when the file cannot be written.
     """
     path = Path(path)
     body = [_cost(result), _curves(metrics)]
@@ -62,7 +62,7 @@ class Section:
 def comparison(path: str | Path, *, title: str, intro: str, rows: Sequence[Row], sections: Sequence[Section]) -> None:
     """Writes the page that compares runs to `path`; `intro` is plain text, an empty line between its paragraphs.
 
-    Raises OSError when the file cannot be written.
+    Raises WorkError when the file cannot be written.
     """
     tasks = {row.task: [other for other in rows if other.task == row.task] for row in rows}
     charts = []

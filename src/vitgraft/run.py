@@ -384,7 +384,8 @@ def _sort_options(method: str, options: dict[str, Any]) -> tuple[Settings, dict[
     given = {name: value for name, value in options.items() if name in Settings.names()}
     arguments = {name: value for name, value in options.items() if name not in given}
     unknown = [name for name in arguments if name not in cls.defaults()]
-    if unknown and (near := near_misses(unknown[0], Settings.names())):
+    elsewhere = unknown and any(unknown[0] in methods.find(other).defaults() for other in methods.names())
+    if unknown and not elsewhere and (near := near_misses(unknown[0], Settings.names())):
         raise RequestError(f"There is no option {unknown[0]!r}: see `vitgraft fit --help`.{near}")
     return Settings(**{**cls.recipe, **given}), methods.create(method, **arguments).arguments()
 

@@ -52,8 +52,10 @@ class Settings:
         for name in ("warmup", "drop_path", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise RequestError(f"{name} is {getattr(self, name)}, but is a share: give 0 or more, and less than 1.")
-        if not 0 < self.lr < math.inf:
-            raise RequestError(f"The learning rate is {self.lr}, but must be above 0: give for example 1e-3.")
+        if not 0 < self.lr <= 1e6:
+            raise RequestError(
+                f"The learning rate is {self.lr}, but must be above 0 and at most 1e6: give for example 1e-3."
+            )
         if self.precision not in PRECISIONS:
             raise RequestError(
                 f"There is no precision {self.precision!r}: there are {', '.join(PRECISIONS)}; choose one of these."

@@ -40,12 +40,13 @@ class Show:
                 return
             if not bars:
                 every = 0.1 if sys.stderr.isatty() else 10.0  # a log file wants a line now and then, not ten a second
-                bars.append(
-                    tqdm(total=total, unit=f" {unit}", dynamic_ncols=True, mininterval=every, bar_format=FORMAT)
+                bar = tqdm(
+                    desc=what, total=total, unit=f" {unit}", dynamic_ncols=True, mininterval=every, bar_format=FORMAT
                 )
-                bars[0].start_t = bars[0].last_print_t = begun
-                self._open.append(bars[0])
-            bars[0].set_description_str(what, refresh=False)
+                bar.start_t = bar.last_print_t = begun
+                bars.append(bar)
+                self._open.append(bar)
+            bars[0].set_description(what, refresh=False)
             bars[0].set_postfix_str(note, refresh=False)
             bars[0].update(done - bars[0].n)
             if done >= total:

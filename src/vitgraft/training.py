@@ -164,6 +164,7 @@ def train(
                 checked = len(losses)
                 on_step(progress, steps, float(losses[-1]))
         _check_finite(losses[checked:], progress.step)
+        _check_tensors(model, progress.step)
         progress.epoch = epoch + 1
         progress.seconds += time.perf_counter() - begun
         record = {"epoch": progress.epoch, "step": progress.step, "loss": round(float(torch.stack(losses).mean()), 6)}
@@ -181,7 +182,18 @@ def _check_finite(losses: list[Tensor], step: int) -> None:
     values = torch.stack(losses)
     if not bool(values.isfinite().all()):
         first = step - len(losses) + 1 + int((~values.isfinite()).nonzero()[0])
-        raise WorkError(
-            f"The loss became {float(values[~values.isfinite()][0])} at step {first}; the checkpoint of the last whole "
-            "epoch, if there was one, is kept: fit into another folder with a lower --lr or with --precision 32."
-        )
+        raise _diverged(f"The loss became {float(values[~values.isfinite()][0])} at step {first}")
+
+
+def _check_tensors(model: Model, step: int) -> None:
+    """The last step of an epoch has no loss after it that would show what it did."""
+    for name, t in model.state().items():
+        if not bool(t.isfinite().all()):
+            raise _diverged(f"The tensor {name} was no longer finite after step {step}")
+
+
+def _diverged(what: str) -> WorkError:
+    return WorkError(
+        f"{what}; the checkpoint of the last whole epoch, if there was one, is kept: fit into another folder with a "
+        "lower --lr or with --precision 32."
+    )
