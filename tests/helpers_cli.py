@@ -125,7 +125,7 @@ def environment() -> dict[str, str]:
 # Other processes, forked from a server that has imported torch already: seconds less for each.
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["vitgraft.run", "vitgraft.catalogue"])
+_context.set_forkserver_preload(["vitgraft.fitting", "vitgraft.catalogue"])
 
 
 class Other(NamedTuple):

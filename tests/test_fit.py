@@ -18,11 +18,11 @@ from helpers_cli import (
 )
 
 import vitgraft
-from vitgraft import adapter, cost
-from vitgraft import run as runs
+from vitgraft import adapter, cost, fitting
 from vitgraft.backbone import Backbone
 from vitgraft.errors import RequestError
 from vitgraft.evaluate import Evaluation
+from vitgraft.run import Run
 from vitgraft.settings import Settings
 from vitgraft.training import learning_rate
 
@@ -131,7 +131,7 @@ def test_the_memory_at_hand_changes_nothing(detached, ground, tmp_path):
         data=ground.hard,
     )
     assert same(adapter_of(detached), adapter_of(little))
-    before, after = runs.Run(detached).evaluate(ground.hard), runs.Run(little).evaluate(ground.hard)
+    before, after = Run(detached).evaluate(ground.hard), Run(little).evaluate(ground.hard)
     assert torch.equal(before.probabilities, after.probabilities)
 
 
@@ -146,8 +146,8 @@ def test_measuring_the_cost_changes_nothing(ground, tmp_path, monkeypatch):
 def test_one_backbone_for_runs_of_two_precisions(ground, tmp_path):
     backbone = Backbone.load(str(ground.backbone))
     options = {"backbone": backbone, "epochs": 1, "batch_size": 12, "workers": 0, "quiet": True, "method": "linear"}
-    double = runs.fit(ground.easy, out=tmp_path / "64", precision="64", **options)
-    single = runs.fit(ground.easy, out=tmp_path / "32", precision="32", **options)
+    double = fitting.fit(ground.easy, out=tmp_path / "64", precision="64", **options)
+    single = fitting.fit(ground.easy, out=tmp_path / "32", precision="32", **options)
     for run in (double, single, double):
         assert run.evaluate(ground.easy, "val").accuracy == run.result["value"]
 
@@ -157,8 +157,8 @@ def test_one_backbone_for_runs_of_two_precisions(ground, tmp_path):
 
 def test_only_val_is_looked_at_before_the_end(ground, tmp_path, monkeypatch):
     seen = []
-    evaluate = runs.evaluate
-    monkeypatch.setattr(runs, "evaluate", lambda *a, **k: seen.append(k["split"]) or evaluate(*a, **k))
+    evaluate = fitting.evaluate
+    monkeypatch.setattr(fitting, "evaluate", lambda *a, **k: seen.append(k["split"]) or evaluate(*a, **k))
     run = fit(ground, tmp_path / "test", "--method", "linear", "--eval-split", "test")
     assert seen == ["test"]
     assert result_of(run)["split"] == "test"
@@ -172,13 +172,13 @@ def test_only_val_is_looked_at_before_the_end(ground, tmp_path, monkeypatch):
 def test_the_reported_epoch_is_the_last(ground, tmp_path, monkeypatch):
     """Even where an earlier one was better on val."""
     found = iter([0.9, 0.5, 0.4, 0.3])
-    evaluate = runs.evaluate
+    evaluate = fitting.evaluate
 
     def claiming(*a, **k):
         claims = type("Claims", (Evaluation,), {"accuracy": next(found)})
         return claims(**vars(evaluate(*a, **k)))
 
-    monkeypatch.setattr(runs, "evaluate", claiming)
+    monkeypatch.setattr(fitting, "evaluate", claiming)
     run = fit(ground, tmp_path / "run", "--method", "linear")
     assert result_of(run)["value"] == 0.3
     assert result_of(run)["protocol"]["epoch_reported"] == "last"
@@ -273,9 +273,9 @@ def test_image_sizes():
 
 def test_an_option_of_python_that_does_not_exist(ground, tmp_path):
     with pytest.raises(RequestError, match=r"'epoch'.*Did you mean 'epochs'"):
-        runs.fit(ground.easy, out=tmp_path / "run", backbone=str(ground.backbone), epoch=3)
+        fitting.fit(ground.easy, out=tmp_path / "run", backbone=str(ground.backbone), epoch=3)
     with pytest.raises(RequestError, match=r"linear has no option 'detached'.*belongs to hst"):
-        runs.fit(ground.easy, out=tmp_path / "run", backbone=str(ground.backbone), method="linear", detached=True)
+        fitting.fit(ground.easy, out=tmp_path / "run", backbone=str(ground.backbone), method="linear", detached=True)
     assert not (tmp_path / "run").exists()
 
 

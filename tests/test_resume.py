@@ -26,7 +26,7 @@ from helpers_cli import (
     wait_for,
 )
 
-from vitgraft import run as runs
+from vitgraft import fitting
 
 EPOCHS = 6
 EXACT = ["--precision", "32", "--drop-path", "0.2", "--epochs", EPOCHS, "--lr", "3e-3"]
@@ -143,7 +143,7 @@ def test_a_finished_run_is_left_alone(ground, tmp_path, capsys, monkeypatch):
     run = fit(ground, tmp_path / "run", "--method", "linear")
     before = {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in run.iterdir()}
     capsys.readouterr()
-    monkeypatch.setattr(runs, "train", lambda *_, **__: pytest.fail("it trains"))
+    monkeypatch.setattr(fitting, "train", lambda *_, **__: pytest.fail("it trains"))
     assert call(*fit_words(ground, run, "--method", "linear", "--resume")) == 0
     assert f"{result_of(run)['value']:.2%}" in capsys.readouterr().out
     assert before == {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in run.iterdir()}

@@ -14,8 +14,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .adapter import load as load_adapter
     from .backbone import Backbone
+    from .fitting import fit
     from .model import Model, build
-    from .run import Run, fit
+    from .run import Run
 
 # Loaded when first used, so that `import vitgraft` does not wait for torch.
 _HOMES = {
@@ -23,7 +24,7 @@ _HOMES = {
     "Model": "model",
     "Run": "run",
     "build": "model",
-    "fit": "run",
+    "fit": "fitting",
     "load_adapter": "adapter.load",
 }
 

@@ -139,7 +139,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _fit(given: argparse.Namespace) -> None:
-    from .run import fit
+    from .fitting import fit
     from .show import first_process
 
     own = ("command", "do", "parser", "data")

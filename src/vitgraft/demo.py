@@ -9,7 +9,8 @@ from typing import Any
 from . import digits, report
 from .backbone import Backbone
 from .errors import RequestError
-from .run import Run, fit
+from .fitting import fit
+from .run import Run
 from .show import Show
 
 BACKBONE = "vit_base_patch16_224"

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -29,6 +30,11 @@ class Show:
     def line(self, text: str) -> None:
         if not self.quiet:
             tqdm.write(text, file=sys.stderr)
+
+    def skipped(self, bad: list[tuple[Path, str]]) -> None:
+        """Bad pictures that were left out, with the reasons."""
+        for path, reason in bad:
+            self.line(f"skipped   {path}: {reason}")
 
     def bar(self, what: str, unit: str) -> Callable[..., None]:
         """A function (done, total, note="", what=what) that draws a bar: made at its first call, closed when done."""

@@ -1,0 +1,313 @@
+"""`fit`: from a folder of pictures to a run's folder."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from lightning_fabric import Fabric
+
+from . import __version__, adapter, cost, data, report
+from . import method as methods
+from .backbone import Backbone
+from .cache import activation_store
+from .data import DataSet, Pictures, Preprocess
+from .errors import RequestError, near_misses
+from .evaluate import Evaluation, evaluate
+from .files import check_folder, make_folder, read_json, write_bytes, write_json
+from .model import Model, build
+from .run import Run
+from .settings import Settings
+from .show import Show, first_process
+from .training import Checkpoint, Progress, fabric, resolved_precision, train
+
+TASKS = ("classify",)
+METRIC = "top-1 accuracy"
+FILES = ("adapter.safetensors", "result.json", "metrics.jsonl", "report.html", "checkpoint.safetensors")
+FREE = ("workers", "memory")  # what may differ when a run is continued, because no result depends on it
+
+
+def fit(
+    root: str | Path,
+    *,
+    out: str | Path,
+    method: str = "hst",
+    backbone: str | Backbone = "vit_base_patch16_224",
+    task: str = "classify",
+    resume: bool = False,
+    skip_bad: bool = False,
+    quiet: bool = False,
+    **options: Any,
+) -> Run:
+    """Fits one method to a folder of pictures and leaves the run in `out`.
+
+    root: the pictures; `data.read` says which layouts there are. backbone: a timm name, a local file, or a loaded
+    Backbone, which several runs may share. resume: continue a fit that was stopped (or start, if none was). options:
+    fields of `Settings` and arguments of the method.
+    """
+    out = Path(out)
+    if task not in TASKS:
+        raise RequestError(
+            f"There is no task {task!r}: there is {', '.join(TASKS)}; choose one.{near_misses(task, TASKS)}"
+        )
+    settings, arguments = _sort_options(method, options)
+    found = data.read(root, seed=settings.seed)
+    found.split(settings.train_split)  # an unknown split is said before anything is loaded
+    settings = replace(settings, eval_split=settings.eval_split or _validation(found, settings.train_split))
+    if settings.eval_split:
+        found.split(settings.eval_split)
+    name = backbone if isinstance(backbone, str) else backbone.name
+    asked = {"task": task, "method": method, "arguments": arguments, "backbone": name, **asdict(settings)}
+    asked["data"] = {"root": str(found.root.resolve()), "pictures": {n: len(s) for n, s in found.splits.items()}}
+    with Show(quiet) as show:
+        if first_process() and _already_done(out, found.root, asked, resume):
+            show.line(f"{out} already holds the finished run.")
+            return Run(out)
+        if isinstance(backbone, str):
+            backbone = Backbone.load(backbone, say=show.line)
+        show.line(f"backbone  {backbone.name}, from {backbone.source}")
+        show.line(f"pictures  {found.root}: {found.layout}")
+        preprocess = backbone.preprocess(settings.image_size)
+        model = build(
+            backbone.float(),  # another run may have had it in float64
+            method,
+            classes=len(found.classes),
+            seed=settings.seed,
+            label_smoothing=settings.label_smoothing,
+            **arguments,
+        )
+        model.method.contacts.drop_path = settings.drop_path
+        launched = fabric(settings)  # after everything that can be wrong with the request
+        launched.launch()
+        return _Fitting(out, asked, settings, found, model, preprocess, launched, skip_bad, show).run()
+
+
+class _Fitting:
+    """The steps of one fit, with what they share."""
+
+    def __init__(
+        self,
+        out: Path,
+        asked: dict[str, Any],
+        settings: Settings,
+        found: DataSet,
+        model: Model,
+        preprocess: Preprocess,
+        fabric: Fabric,
+        skip_bad: bool,
+        show: Show,
+    ) -> None:
+        self.out, self.asked, self.settings, self.found = out, asked, settings, found
+        self.model, self.preprocess, self.fabric, self.show = model, preprocess, fabric, show
+        self.skipped = 0
+        self.train_pictures = self._decode(settings.train_split, skip_bad)
+        self.eval_pictures = self._decode(settings.eval_split, skip_bad) if settings.eval_split else None
+
+    def run(self) -> Run:
+        spent = self._cost()
+        if self.fabric.is_global_zero:
+            make_folder(self.out)
+            write_json(self.out / "settings.json", self.asked)
+        bar = self.show.bar("", "steps")
+        epochs, note = self.settings.epochs, ""
+        validation = None
+        if self.eval_pictures is not None and not self.model.method.crosses_backbone:
+            validation = activation_store(len(self.eval_pictures), self.settings.memory, self.fabric)
+
+        def title(epoch: int) -> str:
+            return f"{self.asked['method']:9} epoch {epoch:{len(str(epochs))}}/{epochs}"
+
+        def on_step(progress: Progress, steps: int, loss: float) -> None:
+            if progress.step < steps:  # the last one is drawn with its epoch
+                bar(progress.step, steps, f"loss {loss:.3f}{note}", title(progress.epoch + 1))
+
+        def after_epoch(progress: Progress) -> None:
+            nonlocal note
+            record = progress.history[-1]
+            if self.settings.eval_split == "val":  # only what is called validation is looked at before the end
+                record["val_accuracy"] = self._evaluate(validation).accuracy
+                note = f", val {record['val_accuracy']:.3f}"
+            self._write_metrics(progress)
+            steps = progress.step // progress.epoch * epochs
+            bar(progress.step, steps, f"loss {record['loss']:.3f}{note}", title(progress.epoch))
+
+        checkpoint = Checkpoint(self.out / "checkpoint.safetensors")
+        progress = train(
+            self.model,
+            self.train_pictures,
+            self.preprocess,
+            self.settings,
+            self.fabric,
+            checkpoint,
+            after_epoch=after_epoch,
+            on_step=on_step,
+        )
+        # What is evaluated is what the file holds, after its rounding.
+        tensors = adapter.compact(self.model.state())
+        self.model.load_state(tensors)
+        final = self._evaluate(validation) if self.eval_pictures is not None else None
+        if self.fabric.is_global_zero:
+            self._write(tensors, progress, final, spent)
+        self.fabric.barrier()
+        return Run(self.out, self.model.backbone, evaluation=final)
+
+    def _decode(self, split: str, skip_bad: bool) -> Pictures:
+        pictures = Pictures(
+            self.found.split(split),
+            self.preprocess,
+            workers=self.settings.workers,
+            skip_bad=skip_bad,
+            keep_bytes=int(self.settings.memory * 2**30),
+            progress=self.show.bar(f"decoding  {split}", "pictures"),
+        )
+        self.show.skipped(pictures.skipped)
+        self.skipped += len(pictures.skipped)
+        return pictures
+
+    def _evaluate(self, store: Any) -> Evaluation:
+        assert self.eval_pictures is not None
+        assert self.settings.eval_split is not None
+        return evaluate(
+            self.model,
+            self.eval_pictures,
+            self.preprocess,
+            self.fabric,
+            split=self.settings.eval_split,
+            classes=self.found.classes,
+            batch_size=self.settings.batch_size,
+            store=store,
+        )
+
+    def _cost(self) -> dict[str, Any]:
+        """FLOPs of one picture, and the bytes kept for backward by a batch of up to 8."""
+        batch = min(8, self.settings.batch_size, len(self.train_pictures))
+        pixels, labels, _ = next(self.train_pictures.batches([list(range(batch))]))
+        images = self.preprocess.normalise(pixels)
+        self.model.train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=resolved_precision(self.settings.precision) == "bf16"):
+            kept = cost.kept_bytes(self.model, images, labels)
+        self.model.eval()
+        gflops = cost.flops(self.model, images[:1]) / 1e9
+        return {"gflops_per_picture": gflops, "bytes_kept_for_backward": kept, "bytes_kept_batch": batch}
+
+    def _write_metrics(self, progress: Progress) -> None:
+        if self.fabric.is_global_zero:
+            lines = "".join(json.dumps(record) + "\n" for record in progress.history)
+            write_bytes(self.out / "metrics.jsonl", lines.encode())
+
+    def _write(self, tensors: dict, progress: Progress, final: Evaluation | None, spent: dict[str, Any]) -> None:
+        backbone, settings = self.model.backbone, self.settings
+        counts = cost.parameters(self.model)
+        named = {"name": backbone.name, "source": backbone.source, "fingerprint": backbone.fingerprint}
+        protocol = {**asdict(settings), "precision": resolved_precision(settings.precision), "epoch_reported": "last"}
+        protocol["image_size"] = list(self.preprocess.size)
+        versions = {
+            "vitgraft": __version__,
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "python": platform.python_version(),
+        }
+        value = {
+            "metric": METRIC,
+            "value": final.accuracy if final else None,
+            "interval": list(final.interval) if final else None,
+            "split": settings.eval_split,
+        }
+        common = {
+            "task": self.asked["task"],
+            "method": self.asked["method"],
+            "arguments": self.model.method.arguments(),
+            "backbone": named,
+        }
+        header = {
+            **common,
+            "head": {"name": "classify"},
+            "classes": list(self.found.classes),
+            "preprocess": self.preprocess.to_dict(),
+            "protocol": protocol,
+            "metrics": value,
+            "versions": versions,
+        }
+        size = adapter.write(self.out / "adapter.safetensors", tensors, header)
+        pictures = {n: len(s) for n, s in self.found.splits.items()}
+        result = {
+            **common,
+            **value,
+            "parameters": counts["method"],
+            "head_parameters": counts["head"],
+            "backbone_parameters": counts["backbone"],
+            "adapter_bytes": size,
+            "seconds": round(progress.seconds, 3),
+            "seed": settings.seed,
+            "data": {
+                "root": str(self.found.root),
+                "layout": self.found.layout,
+                "classes": list(self.found.classes),
+                "pictures": pictures,
+                "skipped": self.skipped,
+            },
+            "preprocess": str(self.preprocess),
+            "protocol": protocol,
+            "cost": {
+                **spent,
+                "peak_memory_bytes": cost.peak_memory(self.fabric.device),
+                "seconds_per_epoch": round(progress.seconds / settings.epochs, 3),
+            },
+            "versions": versions,
+        }
+        self._write_metrics(progress)
+        report.write(self.out / "report.html", result=result, metrics=progress.history, evaluation=final)
+        write_json(self.out / "result.json", result)
+
+
+def _sort_options(method: str, options: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
+    """Options into settings of the fit and arguments of the method; what belongs to neither is a RequestError."""
+    cls = methods.find(method)
+    given = {name: value for name, value in options.items() if name in Settings.names()}
+    arguments = {name: value for name, value in options.items() if name not in given}
+    unknown = [name for name in arguments if name not in cls.defaults()]
+    elsewhere = unknown and any(unknown[0] in methods.find(other).defaults() for other in methods.names())
+    if unknown and not elsewhere and (near := near_misses(unknown[0], Settings.names())):
+        raise RequestError(f"There is no option {unknown[0]!r}: see `vitgraft fit --help`.{near}")
+    return Settings(**{**cls.recipe, **given}), methods.create(method, **arguments).arguments()
+
+
+def _validation(found: DataSet, train_split: str) -> str | None:
+    return "val" if "val" in found.splits and "val" not in train_split.split("+") else None
+
+
+def _already_done(out: Path, root: Path, asked: dict[str, Any], resume: bool) -> bool:
+    """Whether `out` holds this very run, finished. A run there without `resume`, or another run, is a RequestError."""
+    check_folder(out)
+    if root.resolve() in (out.resolve(), *out.resolve().parents):
+        raise RequestError(f"{out} lies in {root}, where it would pass for pictures: choose another --out.")
+    if not (out / "settings.json").is_file():
+        if there := [name for name in FILES if (out / name).exists()]:
+            raise RequestError(f"{out} holds {', '.join(there)} but no run of this version: choose another --out.")
+        return False
+    if not resume:
+        raise RequestError(f"{out} already holds a run: choose another --out, or continue it with --resume.")
+    told, asked = _flat(read_json(out / "settings.json")), _flat(json.loads(json.dumps(asked)))
+    changed = [
+        f"{key} was {told.get(key)} and is now {asked.get(key)}"
+        for key in {**asked, **told}
+        if told.get(key) != asked.get(key) and key not in FREE
+    ]
+    if changed:
+        raise RequestError(
+            f"{out} holds a run with other settings ({'; '.join(changed)}): give the same, or choose another --out."
+        )
+    return (out / "result.json").is_file()
+
+
+def _flat(value: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested dicts as one, keys joined by spaces."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{before}{key} ") if isinstance(item, dict) else {f"{before}{key}": item}
+    return flat
