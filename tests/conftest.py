@@ -1,5 +1,6 @@
 """Tiny random Vision Transformers, one of each kind that pre-training leaves behind."""
 
+import os
 from typing import Any
 
 import pytest
@@ -8,6 +9,10 @@ import torch
 
 from vitgraft.backbone import Backbone
 from vitgraft.weights import Loaded
+
+# The order of a sum, so its last bits, depends on the number of threads; some tests compare two processes to the bit.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
 SIZE = {"embed_dim": 48, "depth": 4, "num_heads": 4, "num_classes": 0, "dynamic_img_size": True}
 FAMILIES: dict[str, dict[str, Any]] = {
