@@ -22,7 +22,6 @@ from vitgraft import adapter, cost, fitting
 from vitgraft.backbone import Backbone
 from vitgraft.errors import RequestError
 from vitgraft.evaluate import Evaluation
-from vitgraft.run import Run
 from vitgraft.settings import Settings
 from vitgraft.training import learning_rate
 
@@ -117,7 +116,7 @@ def test_evaluate_gives_the_value_in_the_result(precision, ground, tmp_path, cap
 
 
 def test_the_memory_at_hand_changes_nothing(ground, tmp_path):
-    """Kept activations are rounded to bfloat16: those that find no room, and those of a later evaluation, must be too."""
+    """Kept activations are rounded to bfloat16: so must be those without room, and those of a later evaluation."""
     options = {"method": "hst", "detached": True, "lr": 3e-3, "precision": "bf16", "epochs": 3, "batch_size": 12}
     options |= {"backbone": str(ground.backbone), "workers": 0, "quiet": True}
     much, none = (vitgraft.fit(ground.hard, out=tmp_path / str(m), memory=m, **options) for m in (4.0, 0.0))
