@@ -274,7 +274,8 @@ def _sort_options(method: str, options: dict[str, Any]) -> tuple[Settings, dict[
     elsewhere = unknown and any(unknown[0] in methods.find(other).defaults() for other in methods.names())
     if unknown and not elsewhere and (near := near_misses(unknown[0], Settings.names())):
         raise RequestError(f"There is no option {unknown[0]!r}: see `vitgraft fit --help`.{near}")
-    return Settings(**{**cls.recipe, **given}), methods.create(method, **arguments).arguments()
+    made = methods.create(method, **arguments)
+    return Settings(**{**made.recipe, **given}), made.arguments()
 
 
 def _validation(found: DataSet, train_split: str) -> str | None:

@@ -28,13 +28,17 @@ class Method(nn.Module):
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     published: ClassVar[str] = ""  # the published number with its protocol
-    recipe: ClassVar[dict[str, Any]] = {}  # settings of the fit that differ from the general defaults
     keeps: ClassVar[float] = 1.0  # budget: bytes kept for backward, as a share of what full fine-tuning keeps
 
     def __init__(self) -> None:
         super().__init__()
         self.contacts = Contacts()
         self.width = 0  # of the pooled features, D'; known once attached
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Settings of the fit whose default differs with this method from the general one."""
+        return {}
 
     @property
     def crosses_backbone(self) -> bool:

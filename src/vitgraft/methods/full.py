@@ -1,7 +1,5 @@
 """Full fine-tuning: every tensor of the backbone trains. The yardstick."""
 
-from typing import ClassVar
-
 from ..backbone import Backbone
 from ..method import Method
 
@@ -14,7 +12,10 @@ class Full(Method):
 
     title = "Full fine-tuning"
     published = "VTAB-1k 65.6 (mean of 19, ViT-B/16 IN-21k; Jia et al. 2022)"
-    recipe: ClassVar = {"lr": 1e-4}
+
+    @property
+    def recipe(self) -> dict[str, float]:
+        return {"lr": 1e-4}
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)

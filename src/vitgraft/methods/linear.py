@@ -1,7 +1,5 @@
 """Linear probe: the backbone as it is, only the head learns."""
 
-from typing import ClassVar
-
 from ..method import Method
 
 
@@ -13,5 +11,8 @@ class Linear(Method):
 
     title = "Linear probe"
     published = "VTAB-1k 52.9 (mean of 19, ViT-B/16 IN-21k; Jia et al. 2022)"
-    recipe: ClassVar = {"lr": 1e-2}
     keeps = 0.02
+
+    @property
+    def recipe(self) -> dict[str, float]:
+        return {"lr": 1e-2}
