@@ -103,8 +103,10 @@ def test_what_is_handed_out_is_not_the_store(model):
     [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16), ("64-true", torch.float64)],
 )
 def test_the_store_has_the_precision_of_the_run(precision, dtype):
-    store = activation_store(7, 0.5, Fabric(accelerator="cpu", devices=1, precision=precision))
+    backbone, fabric = random_backbone(), Fabric(accelerator="cpu", devices=1, precision=precision)
+    store = activation_store(build(backbone, "linear", classes=3), 7, 0.5, fabric)
     assert (store.n, store.limit, store.dtype) == (7, 2**29, dtype)
+    assert activation_store(build(backbone, "hst", classes=3), 7, 0.5, fabric) is None  # gradients cross the backbone
 
 
 @pytest.mark.parametrize("method", ["linear", "hst"])

@@ -48,8 +48,13 @@ class ActivationStore:
         self._seen[indices] = True
 
 
-def activation_store(n: int, gib: float, fabric: Fabric) -> ActivationStore:
-    """Room for the activations of n pictures, at most `gib` GiB, in the precision of the run."""
+def activation_store(model: Model, n: int, gib: float, fabric: Fabric) -> ActivationStore | None:
+    """Room for the activations of n pictures, at most `gib` GiB, in the precision of the run.
+
+    None where gradients cross the backbone: what it gives then changes with every step.
+    """
+    if model.method.crosses_backbone:
+        return None
     kinds = {"bf16-mixed": torch.bfloat16, "64-true": torch.float64}
     return ActivationStore(n, int(gib * 2**30), kinds.get(fabric._precision.precision, torch.float32))
 

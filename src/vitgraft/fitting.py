@@ -116,8 +116,8 @@ class _Fitting:
         bar = self.show.bar("", "steps")
         epochs, note = self.settings.epochs, ""
         validation = None
-        if self.eval_pictures is not None and not self.model.method.crosses_backbone:
-            validation = activation_store(len(self.eval_pictures), self.settings.memory, self.fabric)
+        if self.eval_pictures is not None:
+            validation = activation_store(self.model, len(self.eval_pictures), self.settings.memory, self.fabric)
 
         def title(epoch: int) -> str:
             return f"{self.asked['method']:9} epoch {epoch:{len(str(epochs))}}/{epochs}"

@@ -124,7 +124,7 @@ class Run:
             split=split.name,
             classes=self.classes,
             batch_size=settings.batch_size,
-            store=None if model.method.crosses_backbone else activation_store(len(pictures), 0, used),
+            store=activation_store(model, len(pictures), 0, used),
         )
 
     def _settings(self) -> Settings:

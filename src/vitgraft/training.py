@@ -134,7 +134,7 @@ def train(
             f"There are {len(pictures)} pictures to train on, which is not one batch: give more pictures."
         )
     steps = settings.epochs * steps_per_epoch
-    store = None if model.method.crosses_backbone else activation_store(len(pictures), settings.memory, fabric)
+    store = activation_store(model, len(pictures), settings.memory, fabric)
     for epoch in range(progress.epoch, settings.epochs):
         begun = time.perf_counter()
         torch.manual_seed(settings.seed * 1_000_003 + epoch * 1009 + rank)
