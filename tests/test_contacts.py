@@ -39,7 +39,7 @@ class Changes(Method):
         super().attach(backbone)
         self.paths = ["blocks.0.attn.qkv", "blocks.1.attn.proj", "blocks.2.mlp.fc1", "blocks.3.mlp.fc2"]
         for path in self.paths:
-            self.contacts.change_linear(backbone, path, Doubling())
+            self.contacts.change(backbone, path, Doubling())
 
 
 class Beside(nn.Module):
@@ -125,7 +125,7 @@ def test_weight_changes_a_tensor_that_also_trains(cls):
     images, path = random_images(cls), "blocks.1.mlp.fc1"
     method = attached(Method, cls)
     method.contacts.train_tensor(cls, f"{path}.bias")
-    method.contacts.change_linear(cls, path, Doubling())
+    method.contacts.change(cls, path, Doubling())
     edited = copy.deepcopy(cls.vit)
     with torch.no_grad():
         linear = edited.get_submodule(path)
@@ -186,9 +186,9 @@ def test_a_linear_layer_that_is_not_written_out_cannot_be_changed():
     images = random_images(backbone)
     torch.testing.assert_close(backbone(images).tokens, backbone.vit.forward_features(images))
     contacts = attached(Method, backbone).contacts
-    contacts.change_linear(backbone, "blocks.0.attn.qkv", Doubling())
+    contacts.change(backbone, "blocks.0.attn.qkv", Doubling())
     with pytest.raises(RequestError, match=r"have attn\.proj, attn\.qkv\."):
-        contacts.change_linear(backbone, "blocks.0.mlp.fc1", Doubling())
+        contacts.change(backbone, "blocks.0.mlp.fc1", Doubling())
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_all_five_at_once_and_none_afterwards(backbone, images):
 def test_unknown_places_are_said_with_what_exists(cls):
     contacts = attached(Method, cls).contacts
     with pytest.raises(RequestError, match=r"blocks\.1\.attn\.qvk.*attn\.proj, attn\.qkv, mlp\.fc1, mlp\.fc2"):
-        contacts.change_linear(cls, "blocks.1.attn.qvk", Doubling())
+        contacts.change(cls, "blocks.1.attn.qvk", Doubling())
     with pytest.raises(RequestError, match=r"'blocks\.4\.attn'.*blocks\.3\.mlp"):
         contacts.add_branch(cls, "blocks.4.attn", Beside(48))
     with pytest.raises(RequestError, match=r"'blocks\.0\.norm3\.weight'"):

@@ -104,6 +104,7 @@ def load(path: str | Path, backbone: Backbone | None = None) -> Adapter:
             "load the weights that it was trained on."
         )
     model = build(backbone, header["method"], classes=len(header["classes"]), **header["arguments"])
+    model.method.consolidate()
     try:
         model.load_state(tensors)
     except RuntimeError as error:

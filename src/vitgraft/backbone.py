@@ -7,6 +7,7 @@ contacts it equals timm's.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.func import functional_call
 
 from .contacts import Contacts
 from .data.preprocess import Preprocess
-from .errors import RequestError
+from .errors import RequestError, near_misses
 from .features import Activations
 from .weights import Loaded, load
 
@@ -52,6 +53,13 @@ class Backbone(nn.Module):
             and path.split(".")[-1] in CHANGEABLE
             and type(self._at[path.rpartition(".")[0]]) in (Attention, Mlp)
         }
+        norms = {
+            path: module
+            for path, module in self._at.items()
+            if isinstance(module, nn.LayerNorm) and (path == "norm" or re.fullmatch(r"blocks\.\d+\.norm[12]", path))
+        }
+        # The layers on the way of the tokens that a `Change` can take the place of.
+        self.affine: dict[str, nn.Module] = {"patch_embed.proj": self._at["patch_embed.proj"], **norms, **self.linears}
         self._no_contacts = Contacts()
         self._fingerprint = ""
 
@@ -73,6 +81,16 @@ class Backbone(nn.Module):
                 f"No tensor {name!r} in {self.name}: its tensors are named as timm names them, "
                 "for example blocks.0.norm1.weight; name one of these."
             ) from None
+
+    def linear(self, path: str) -> nn.Linear:
+        """The linear layer at `path` that a method may change; RequestError if there is none."""
+        if path not in self.linears:
+            raise RequestError(
+                f"No linear layer {path!r} in {self.name} that can be changed: its blocks have "
+                f"{', '.join(sorted({p.split('.', 2)[2] for p in self.linears})) or 'none'}; name one of these."
+                f"{near_misses(path, self.linears)}"
+            )
+        return self.linears[path]
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the backbone by timm's name."""
@@ -122,14 +140,20 @@ class Backbone(nn.Module):
         x, grid = self._embed(images, c)
         found = Activations(x, grid)
         drop = c.drop_path if c.training and c.inside else 0.0
+        M = last = 0  # how many extra tokens stand in front, and their last block
+        if -1 in c.taps:
+            found.taps[-1] = x
         for i in range(self.depth):
-            if (tokens := c.tokens.get(i)) is not None:
+            if i in c.tokens:
+                tokens, last = c.tokens[i]
+                M = tokens.shape[1]
                 x = torch.cat([tokens.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
             x = self._block(i, x, c, grid, drop * i / max(self.depth - 1, 1))
-            if tokens is not None:
-                found.extra[i], x = x.split([tokens.shape[1], x.shape[1] - tokens.shape[1]], dim=1)
+            if M and i == last:
+                found.extra[i], x = x.split([M, x.shape[1] - M], dim=1)
+                M = 0
             if i in c.taps:
-                found.taps[i] = x
+                found.taps[i] = x[:, M:] if M else x
         found.tokens = self._call("norm", x, c)
         return found
 
@@ -182,6 +206,8 @@ class Backbone(nn.Module):
             if (branch := c.branch_at.get(path)) is not None:
                 # Outside LayerScale, which would mute it (gamma is about 1e-5 at the start of DINOv2's training).
                 x = x + drop_path(branch(inputs, outputs, grid), rate)
+            if (after := c.after_at.get(path)) is not None:
+                x = after(x)
         return x
 
     def _attention(self, path: str, x: Tensor, c: Contacts) -> Tensor:
@@ -203,10 +229,11 @@ class Backbone(nn.Module):
     def _call(self, path: str, x: Tensor, c: Contacts) -> Tensor:
         """The module at `path`, with the method's copies of its tensors, or as the method has changed it."""
         module: Any = self._at[path]
-        own = c.own(path)
-        if (change := c.change_at.get(path)) is not None:
-            return change(x, own.get("weight", module.weight), own.get("bias", module.bias))
-        return functional_call(module, {**own}, (x,)) if own else module(x)
+        if path in c.change_at and path in self.linears:
+            own = c.own(path)
+            return c.change_at[path](x, own.get("weight", module.weight), own.get("bias", module.bias))
+        tensors = c.tensors(path, module)
+        return functional_call(module, tensors, (x,)) if tensors else module(x)
 
 
 def drop_path(x: Tensor, rate: float) -> Tensor:

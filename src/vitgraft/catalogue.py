@@ -41,7 +41,7 @@ def table() -> list[dict[str, Any]]:
             "title": method.title,
             "paper": method.paper,
             "contacts": list(method.contacts.kinds),
-            "parameters_vit_b16": sum(p.numel() for p in method.parameters()),
+            "parameters_vit_b16": method.size,
             "crosses_backbone": method.crosses_backbone,
             "mergeable": method.mergeable,
             "published": method.published,

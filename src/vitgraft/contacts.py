@@ -7,18 +7,19 @@ and module tree never change.
 | contact | what is declared | what the backbone does with it |
 |---|---|---|
 | train  | the name of a tensor that exists | uses the method's own trainable copy in its place |
-| weight | a `Change` of one linear layer | computes the changed layer instead of the plain one |
-| branch | a module beside a sub-layer | adds its output to the residual stream, outside LayerScale |
-| tokens | extra tokens for one block | puts them in front, hands back what became of them, removes them |
+| weight | a `Change` of one affine layer | computes the changed layer instead of the plain one |
+| branch | a module beside or after a sub-layer | beside: adds its output to the residual stream, outside LayerScale; after: passes the stream through it |
+| tokens | extra tokens for one block or several | puts them in front, hands back what became of them, removes them |
 | tap    | the number of a block | hands back the block's output |
 
 Names are timm's, by path: `blocks.3.attn.qkv` (linear), `blocks.3.norm1.weight` (tensor), `blocks.3.attn` and
-`blocks.3.mlp` (sub-layers).
+`blocks.3.mlp` (sub-layers). One place takes one change and one branch of each kind: a second one is an error.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,18 +33,19 @@ SUBLAYERS = ("attn", "mlp")
 
 
 class Change(nn.Module):
-    """Another linear map in the place of one of the backbone's: `(W, b)` becomes `merged(W, b)`.
+    """Other values in the place of one layer's own: `(W, b)` becomes `merged(W, b)`.
 
-    A subclass gives `merged`, which is the method's definition and what a merge writes; it may override `forward` where
-    the same product is cheaper without forming the merged weight.
+    A subclass gives `merged`, which is the method's definition and what a merge writes. On linear layers it may override
+    `forward`, where the same product is cheaper without forming the merged weight.
     """
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """weight [out, in], bias [out] or None -> the same shapes."""
+        """weight [out, in] of a linear layer, [out] of a LayerNorm, [out, 3, p, p] of the patch embedding; bias [out]
+        or None -> the same shapes."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x [B, P+N, in] -> [B, P+N, out]."""
+        """Of a linear layer: x [B, P+N, in] -> [B, P+N, out]."""
         return F.linear(x, *self.merged(weight, bias))
 
 
@@ -63,8 +65,8 @@ class Tree(nn.Module):
 class Contacts(nn.Module):
     """What one method adds to one backbone, and where.
 
-    `trained`, `change` and `branch` hold parameters and therefore belong to the method's state; `tokens` refers to
-    parameters that the method owns.
+    `trained`, `changes`, `branches` and `afters` hold parameters and therefore belong to the method's state; `tokens`
+    refers to parameters that the method owns.
     """
 
     def __init__(self) -> None:
@@ -72,13 +74,16 @@ class Contacts(nn.Module):
         self.trained = Tree()
         self.changes = Tree()
         self.branches = Tree()
-        self.tokens: dict[int, nn.Parameter] = {}
+        self.afters = Tree()
+        self.tokens: dict[int, tuple[nn.Parameter, int]] = {}  # first block -> the tokens, their last block
         self.taps: set[int] = set()
         # Rate at the last block, growing linearly from 0 at the first; active in training only, and inside the backbone
         # only where something trains there: otherwise its pass is a function of the picture alone.
         self.drop_path = 0.0
         self.change_at: dict[str, Change] = {}
         self.branch_at: dict[str, nn.Module] = {}
+        self.after_at: dict[str, nn.Module] = {}
+        self._changed: dict[str, dict[str, Change]] = {}  # path -> relative path -> change
         self._own: dict[str, dict[str, nn.Parameter]] = {}  # path -> relative name -> trained copy
 
     @property
@@ -87,7 +92,7 @@ class Contacts(nn.Module):
         used = {
             "train": len(list(self.trained.parameters())),
             "weight": len(self.change_at),
-            "branch": len(self.branch_at),
+            "branch": len(self.branch_at) + len(self.after_at),
             "tokens": len(self.tokens),
             "tap": len(self.taps),
         }
@@ -102,24 +107,42 @@ class Contacts(nn.Module):
         """Trains a copy of the backbone's tensor `name`, starting from its value."""
         parameter = nn.Parameter(backbone.tensor(name).detach().clone())
         self.trained.put(name, parameter)
-        parts = name.split(".")
-        for i in range(len(parts)):
-            self._own.setdefault(".".join(parts[:i]), {})[".".join(parts[i:])] = parameter
+        for folder, rest in _splits(name):
+            self._own.setdefault(folder, {})[rest] = parameter
 
     def own(self, path: str) -> dict[str, nn.Parameter]:
         """The trained copies of the tensors under `path`, by their names relative to it."""
         return self._own.get(path, {})
 
-    def change_linear(self, backbone: Backbone, path: str, change: Change) -> None:
-        """Puts `change` in the place of the linear layer at `path`."""
-        if path not in backbone.linears:
-            known = ", ".join(sorted({".".join(p.split(".")[2:]) for p in backbone.linears}))
+    def tensors(self, path: str, module: nn.Module) -> dict[str, Tensor]:
+        """What stands in the place of tensors of the module at `path`, by their names relative to it."""
+        found: dict[str, Tensor] = {**self.own(path)}
+        for relative, change in self._changed.get(path, {}).items():
+            layer: Any = module.get_submodule(relative)
+            weight, bias = (f"{relative}.{name}".lstrip(".") for name in ("weight", "bias"))
+            found[weight], merged = change.merged(found.get(weight, layer.weight), found.get(bias, layer.bias))
+            if merged is not None:
+                found[bias] = merged
+        return found
+
+    def change(self, backbone: Backbone, path: str, change: Change) -> None:
+        """Puts `change` in the place of the linear layer, LayerNorm or patch embedding at `path`."""
+        if path not in backbone.affine:
+            known = ", ".join(sorted({re.sub(r"^blocks\.\d+", "blocks.N", p) for p in backbone.affine}))
             raise RequestError(
-                f"No linear layer {path!r} in {backbone.name}: the blocks have {known}."
-                f"{near_misses(path, backbone.linears)}"
+                f"No layer {path!r} in {backbone.name} that can be changed: there are {known}; name one of these."
+                f"{near_misses(path, backbone.affine)}"
             )
+        if path in self.change_at:
+            raise ValueError(f"{path} is changed already: one layer takes one change.")
+        self.replace(path, change)
+
+    def replace(self, path: str, change: Change) -> None:
+        """Puts another change in the place of the one at `path`."""
         self.changes.put(path, change)
         self.change_at[path] = change
+        for folder, rest in [*_splits(path), (path, "")]:
+            self._changed.setdefault(folder, {})[rest] = change
 
     def add_branch(self, backbone: Backbone, path: str, branch: nn.Module) -> None:
         """Adds `branch(inputs, outputs, grid)` to the residual stream beside the sub-layer at `path`.
@@ -127,23 +150,50 @@ class Contacts(nn.Module):
         inputs [B, P+N, D] is what enters the sub-layer (after its norm), outputs [B, P+N, D] what leaves it (before
         LayerScale), grid the patch grid (h, w).
         """
-        if path not in {f"blocks.{i}.{name}" for i in range(backbone.depth) for name in SUBLAYERS}:
-            raise RequestError(
-                f"No sub-layer {path!r} in {backbone.name}: they are blocks.0.attn, blocks.0.mlp, ... "
-                f"blocks.{backbone.depth - 1}.mlp; name one of these."
-            )
-        self.branches.put(path, branch)
-        self.branch_at[path] = branch
+        _check_sublayer(backbone, path)
+        _place(self.branches, self.branch_at, path, branch)
 
-    def add_tokens(self, backbone: Backbone, block: int, tokens: nn.Parameter) -> None:
-        """Puts `tokens` [1, M, D] in front of the sequence for one block only."""
+    def add_after(self, backbone: Backbone, path: str, module: nn.Module) -> None:
+        """Passes the residual stream through `module(x)`, [B, P+N, D] -> the same, after the sub-layer at `path` has
+        been added to it."""
+        _check_sublayer(backbone, path)
+        _place(self.afters, self.after_at, path, module)
+
+    def add_tokens(self, backbone: Backbone, block: int, tokens: nn.Parameter, until: int | None = None) -> None:
+        """Puts `tokens` [1, M, D] in front of the sequence from `block` to the block `until`, or for `block` alone."""
+        last = block if until is None else until
         _check_block(backbone, block)
-        self.tokens[block] = tokens
+        _check_block(backbone, last)
+        for first, (_, other) in self.tokens.items():
+            if first <= last and block <= other:
+                raise ValueError(f"Block {block} has extra tokens already: one block takes one set.")
+        self.tokens[block] = (tokens, last)
 
     def tap(self, backbone: Backbone, block: int) -> None:
-        """Asks for the output of a block (0 is the first)."""
-        _check_block(backbone, block)
+        """Asks for the output of a block (0 is the first; -1 is what enters it)."""
+        _check_block(backbone, max(block, 0) if block >= -1 else block)
         self.taps.add(block)
+
+
+def _splits(name: str) -> list[tuple[str, str]]:
+    """Every way to cut a dotted name in two: ("", "a.b.c"), ("a", "b.c"), ("a.b", "c")."""
+    parts = name.split(".")
+    return [(".".join(parts[:i]), ".".join(parts[i:])) for i in range(len(parts))]
+
+
+def _place(tree: Tree, places: dict, path: str, module: nn.Module) -> None:
+    if path in places:
+        raise ValueError(f"{path} has been given a {type(places[path]).__name__} already: one place takes one.")
+    tree.put(path, module)
+    places[path] = module
+
+
+def _check_sublayer(backbone: Backbone, path: str) -> None:
+    if path not in {f"blocks.{i}.{name}" for i in range(backbone.depth) for name in SUBLAYERS}:
+        raise RequestError(
+            f"No sub-layer {path!r} in {backbone.name}: they are blocks.0.attn, blocks.0.mlp, ... "
+            f"blocks.{backbone.depth - 1}.mlp; name one of these."
+        )
 
 
 def _check_block(backbone: Backbone, block: int) -> None:

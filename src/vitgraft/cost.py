@@ -13,9 +13,9 @@ from .model import Model
 
 
 def parameters(model: Model) -> dict[str, int]:
-    """Numbers of parameters: `method` and `head` (both train) and `backbone` (frozen)."""
+    """Numbers of parameters: of `method` and `head` as an adapter file holds them, and of the frozen `backbone`."""
     return {
-        "method": sum(p.numel() for p in model.method.parameters()),
+        "method": model.method.size,
         "head": sum(p.numel() for p in model.head.parameters()),
         "backbone": sum(p.numel() for p in model.backbone.parameters()),
     }

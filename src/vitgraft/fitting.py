@@ -147,7 +147,8 @@ class _Fitting:
             after_epoch=after_epoch,
             on_step=on_step,
         )
-        # What is evaluated is what the file holds, after its rounding.
+        # What is evaluated is what the file holds, after its consolidation and its rounding.
+        self.model.method.consolidate()
         tensors = adapter.compact(self.model.state())
         self.model.load_state(tensors)
         final = self._evaluate(validation) if self.eval_pictures is not None else None

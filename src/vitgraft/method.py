@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import pkgutil
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -17,23 +19,35 @@ from .errors import RequestError, near_misses
 from .features import Activations, Features
 
 
+# Contacts that no tensor of the backbone can stand for.
+OBSTACLES = {
+    "branch": "it adds a branch to the residual stream, which no tensor of the backbone can stand for",
+    "tokens": "it adds tokens to the sequence, which no tensor of the backbone can stand for",
+    "tap": "its features come from a side network that reads the backbone",
+}
+
+
 class Method(nn.Module):
     """One way to adapt a frozen backbone.
 
     A subclass is one file in `methods/`. Its constructor's signature is its whole configuration (each argument kept
     under its own name); `attach` makes its tensors and declares its contacts; `features` is overridden by side networks
-    only.
+    only. `calibrate` and `consolidate` are for the few that look at the training pictures first, or store less than they
+    train.
     """
 
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     published: ClassVar[str] = ""  # the published number with its protocol
     keeps: ClassVar[float] = 1.0  # budget: bytes kept for backward, as a share of what full fine-tuning keeps
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}  # argument -> the words that it takes
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ()  # its other published forms, as arguments
 
     def __init__(self) -> None:
         super().__init__()
         self.contacts = Contacts()
         self.width = 0  # of the pooled features, D'; known once attached
+        self.ready = True  # False: it must `calibrate`, or be loaded, before it can be used
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -48,7 +62,17 @@ class Method(nn.Module):
     @property
     def mergeable(self) -> bool:
         """Whether the method can be written into the backbone's own tensors: it only retrains or changes those."""
-        return all(kind in ("train", "weight") for kind in self.contacts.kinds)
+        return not self.obstacle
+
+    @property
+    def obstacle(self) -> str:
+        """Why the method cannot be merged; empty if it can."""
+        return next((OBSTACLES[kind] for kind in self.contacts.kinds if kind in OBSTACLES), "")
+
+    @property
+    def size(self) -> int:
+        """How many numbers of the method an adapter file holds (`consolidate` may make them fewer than train)."""
+        return sum(p.numel() for p in self.parameters())
 
     @classmethod
     def name(cls) -> str:
@@ -68,12 +92,26 @@ class Method(nn.Module):
         """Makes the method's tensors and declares its contacts. Draws from torch's global generator."""
         self.width = backbone.width
 
+    def calibrate(self, backbone: Backbone, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """What the method has to learn from the training pictures before it is fitted: nothing, unless overridden.
+
+        batches: (images [b, 3, H, W] normalised and not augmented, labels [b]), each picture once.
+        """
+
+    def consolidate(self) -> None:
+        """From the form that trains to the form that is stored and loaded: the same, unless overridden."""
+
     def read(self, backbone: Backbone, images: Tensor) -> Activations:
         """The pass through the backbone, images [B, 3, H, W].
 
         Where gradients do not cross the backbone it is a function of the picture alone: it is taken without autograd,
         and may be computed once and kept.
         """
+        if not self.ready:
+            raise RequestError(
+                f"The method {self.name()} has not seen the training pictures yet: call its `calibrate` with them, or "
+                "load an adapter; `fit` does it by itself."
+            )
         with torch.set_grad_enabled(self.crosses_backbone and torch.is_grad_enabled()):
             return backbone(images, self.contacts)
 
@@ -82,6 +120,17 @@ class Method(nn.Module):
         h, w = activations.grid
         patches = activations.tokens[:, backbone.prefix :].mT.unflatten(2, (h, w))
         return Features(backbone.pool(activations.tokens, self.contacts), [(float(backbone.patch[0]), patches)])
+
+
+def check_positive(method: Method, *arguments: str) -> None:
+    """A RequestError unless each of these arguments of the method, if it is given, is above zero."""
+    for name in arguments:
+        value = getattr(method, name)
+        if value is not None and not 0 < value < math.inf:
+            raise RequestError(
+                f"The {name} of {method.name()} is {value}, but must be above 0: give for example "
+                f"{method.defaults()[name] or 1}."
+            )
 
 
 def names() -> list[str]:
@@ -116,4 +165,12 @@ def create(name: str, **arguments: Any) -> Method:
                 + (f"; {argument!r} belongs to {', '.join(owners)}" if owners else "")
                 + f". Leave it out or choose another method.{near_misses(argument, known)}"
             )
+    for argument, words in cls.choices.items():
+        given = arguments.get(argument, known[argument])
+        for word in given if isinstance(given, (tuple, list)) else (given,):
+            if word not in words:
+                raise RequestError(
+                    f"The {argument} of {name} cannot be {word!r}: there is {', '.join(words)}; choose one of these."
+                    f"{near_misses(str(word), words)}"
+                )
     return cls(**arguments)

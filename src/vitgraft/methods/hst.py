@@ -51,6 +51,7 @@ class HST(Method):
     title = "HST, hierarchical side-tuning"
     paper = "Lin et al. 2023, arXiv 2310.05393"
     published = "VTAB-1k 76.1 (mean of 19, ViT-B/16 AugReg IN-21k, best epoch on test; abstract, v3)"
+    variants = ({"detached": True},)
     keeps = 0.95  # on ViT-B/16 at 224 in float32; 0.3 of it detached
 
     def __init__(

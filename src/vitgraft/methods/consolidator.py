@@ -1,0 +1,209 @@
+"""Consolidator: grouped linear branches that fold into the backbone's own layers.
+
+Hao et al. 2023, arXiv 2305.00603. Beside each linear layer y = W x + b of every block stand grouped branches
+
+    y = W x + b + sum_i Drop(A_i S_i x + beta_i)
+
+where A_i is block-diagonal with g_i blocks and S_i an optional shuffle of the channels. Two consolidations follow the fit:
+for storage, all branches of a layer become one value per position that any of them reaches; for inference, these are added
+to W and b.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbone import Backbone, drop_path
+from ..contacts import Change
+from ..errors import RequestError
+from ..method import Method
+
+LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+
+class Consolidator(Method):
+    """Grouped connections beside qkv, proj, fc1 and fc2.
+
+    groups: the group number g of each branch; half the width unless given (384 on ViT-B/16, released code). reorder: the
+    channels are shuffled before they are grouped (off in the released training). split_qkv: q, k and v are grouped each
+    for itself and see every channel, instead of the fused layer, whose thirds see a third each (released code).
+    branch_drop: the rate at which a branch is dropped per picture (released: 0, 0.2, 0.5 or 0.8 per task). originals:
+    which of the backbone's own tensors train too: "bias" those of the four layers, which the published size counts; "norm"
+    every LayerNorm, which the released code trains as well and the published size leaves out.
+
+    Parameters for L blocks of width D with one branch: stored 12 L D^2 / g + 9 L D, 304,128 on ViT-B/16 (twice the second
+    term while it trains: 387,072); training the norms adds 4 L D + 2 D, 38,400.
+    """
+
+    title = "Consolidator"
+    paper = "Hao et al. 2023, arXiv 2305.00603"
+    published = "VTAB-1k 76.5 (mean of groups, ViT-B/16 IN-21k, best epoch on test; table 1)"
+    choices = {"originals": ("bias", "norm")}
+    variants = (
+        {"groups": (6, 12), "reorder": True, "originals": ("bias", "norm")},
+        {"split_qkv": True, "originals": ()},
+    )
+    keeps = 0.95
+
+    def __init__(
+        self,
+        *,
+        groups: Sequence[int] | None = None,
+        reorder: bool = False,
+        split_qkv: bool = False,
+        branch_drop: float = 0.0,
+        originals: Sequence[str] = ("bias",),
+    ) -> None:
+        super().__init__()
+        self.groups = None if groups is None else tuple(groups)
+        self.reorder, self.split_qkv, self.branch_drop = reorder, split_qkv, branch_drop
+        self.originals = tuple(originals)
+        if not 0 <= branch_drop < 1:
+            raise RequestError(f"branch_drop is {branch_drop}, but is a share: give 0 or more, and less than 1.")
+        if self.groups is not None and not self.groups:
+            raise RequestError("Consolidator needs a group number, but none came: give one for each branch.")
+
+    @property
+    def recipe(self) -> dict[str, float]:
+        """The middle of the released grid, 5e-4 to 1e-2, and the released drop path."""
+        return {"lr": 2e-3, "drop_path": 0.1}
+
+    def attach(self, backbone: Backbone) -> None:
+        super().attach(backbone)
+        groups = self.groups or (max(backbone.width // 2, 1),)
+        _check_groups(backbone, groups, self.split_qkv)
+        for i in range(backbone.depth):
+            for layer in LAYERS:
+                path = f"blocks.{i}.{layer}"
+                linear = backbone.linear(path)
+                if "bias" in self.originals and linear.bias is not None:
+                    self.contacts.train_tensor(backbone, f"{path}.bias")
+                parts = 3 if self.split_qkv and layer == "attn.qkv" else 1
+                reach = [
+                    columns(linear.in_features, linear.out_features, g, reorder=self.reorder, parts=parts)
+                    for g in groups
+                ]
+                change = Grouped(reach, linear.in_features, self.branch_drop, parts=parts, reorder=self.reorder)
+                self.contacts.change(backbone, path, change)
+        if "norm" in self.originals:
+            for path, layer in backbone.affine.items():
+                if isinstance(layer, nn.LayerNorm):
+                    for name in ("weight", "bias"):
+                        self.contacts.train_tensor(backbone, f"{path}.{name}")
+
+    @property
+    def size(self) -> int:
+        """What is stored: one value per position that a branch reaches and one bias per layer, and what trains besides."""
+        return sum(p.numel() for p in self.contacts.trained.parameters()) + sum(
+            int(change.support.sum()) + (0 if f"{path}.bias" in self._trained() else len(change.support))
+            for path, change in self._changes()
+        )
+
+    def consolidate(self) -> None:
+        """The first consolidation: of the branches of every layer their sum is left, beta in the bias if that trains."""
+        for path, change in self._changes():
+            if isinstance(change, Grouped):
+                weight, beta = (t.detach() for t in change.summed())
+                own = self._trained().get(f"{path}.bias")
+                if own is not None:
+                    own.data += beta
+                self.contacts.replace(path, Summed(change.support, weight, beta if own is None else None))
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return dict(self.contacts.trained.named_parameters())
+
+    def _changes(self) -> list[tuple[str, Grouped | Summed]]:
+        return [
+            (path, change) for path, change in self.contacts.change_at.items() if isinstance(change, Grouped | Summed)
+        ]
+
+
+def columns(ins: int, outs: int, g: int, *, reorder: bool, parts: int = 1) -> np.ndarray:
+    """Which inputs each output of a grouped layer reaches: [outs, ins / g].
+
+    parts: the outputs are so many layers of their own, one after the other, each with g groups.
+    """
+    n = ins // g
+    block = np.arange(outs // parts) // (outs // parts // g)
+    place = block[:, None] * n + np.arange(n)
+    if reorder:  # (S x)[j g + p] = x[p n + j]
+        place = place % g * n + place // g
+    return np.tile(place, (parts, 1))
+
+
+def _check_groups(backbone: Backbone, groups: Sequence[int], split_qkv: bool) -> None:
+    linears = [backbone.linear(f"blocks.0.{layer}") for layer in LAYERS]
+    common = math.gcd(*(n for linear in linears for n in (linear.in_features, linear.out_features)))
+    for g in groups:
+        if g < 1 or common % g:
+            possible = ", ".join(str(n) for n in range(1, common + 1) if not common % n)
+            raise RequestError(
+                f"{g} groups do not divide the layers of {backbone.name}, whose widths are multiples of {common}: "
+                f"possible are {possible}; choose one of these."
+            )
+
+
+class Grouped(Change):
+    """Grouped branches beside a linear layer; reach: for each branch the inputs of every output, [outs, n]."""
+
+    def __init__(self, reach: list[np.ndarray], ins: int, drop: float, *, parts: int, reorder: bool) -> None:
+        super().__init__()
+        self.drop, self.parts, self.reorder = drop, parts, reorder
+        self.support = np.zeros((len(reach[0]), ins), bool)
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for i, places in enumerate(reach):
+            np.put_along_axis(self.support, places, True, axis=1)
+            self.register_buffer(f"reach{i}", torch.tensor(places), persistent=False)
+            self.weights.append(nn.Parameter(torch.empty(places.shape)))
+            self.biases.append(nn.Parameter(torch.empty(len(places))))
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -1e-3, 1e-3)
+
+    def summed(self) -> tuple[Tensor, Tensor]:
+        """All branches as one weight [outs, ins] and one bias [outs]."""
+        delta = self.weights[0].new_zeros(self.support.shape)
+        for i, weight in enumerate(self.weights):
+            delta = delta.scatter_add(1, getattr(self, f"reach{i}"), weight)
+        return delta, torch.stack(list(self.biases)).sum(0)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        delta, beta = self.summed()
+        return weight + delta, beta if bias is None else bias + beta
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self.training:
+            return super().forward(x, weight, bias)
+        y = F.linear(x, weight, bias)
+        for A, beta in zip(self.weights, self.biases, strict=True):
+            n = A.shape[1]
+            g = x.shape[-1] // n
+            groups = x.unflatten(-1, (g, n))
+            if self.reorder:
+                groups = groups.mT.reshape(groups.shape)
+            # o outputs in each of the g groups, in each of the parts
+            branch = torch.einsum("btgi,pgoi->btpgo", groups, A.view(self.parts, g, -1, n)).flatten(2)
+            y = y + drop_path(branch + beta, self.drop)
+        return y
+
+
+class Summed(Change):
+    """What is left of the branches of a layer: one value per position of their common support [outs, ins], one bias."""
+
+    def __init__(self, support: np.ndarray, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.support = support
+        self.register_buffer("places", torch.tensor(np.flatnonzero(support), device=weight.device), persistent=False)
+        self.values = nn.Parameter(weight.flatten()[self.places])
+        self.bias = None if bias is None else nn.Parameter(bias.clone())
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        changed = weight.flatten().index_add(0, self.places, self.values.to(weight.dtype)).view_as(weight)
+        if self.bias is None:
+            return changed, bias
+        return changed, self.bias if bias is None else bias + self.bias

@@ -1,0 +1,93 @@
+"""LoRA: a low-rank update beside frozen linear layers.
+
+Hu et al. 2022, arXiv 2106.09685:  W' = W + alpha / R  B A,  with B = 0 at the start.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbone import Backbone
+from ..contacts import Change
+from ..method import Method, check_positive
+
+THIRDS = ("q", "k", "v")  # of the fused qkv
+
+
+class LoRA(Method):
+    """Low-rank adaptation.
+
+    targets: which linear layers: q, k, v (a pair of their own inside the fused layer), qkv (one pair for all of it), proj,
+    fc1, fc2; q and v are the paper's. rank: R (8 in NOAH's VTAB-1k runs). alpha: the update is scaled by alpha / R.
+    dropout: before A.
+
+    Parameters for L blocks of width D: per target R (in + out), with D -> D for q, k, v and proj, D -> 3 D for qkv,
+    D -> 4 D for fc1, 4 D -> D for fc2: 4 L R D with q and v, 294,912 on ViT-B/16.
+    """
+
+    title = "LoRA, low-rank adaptation"
+    paper = "Hu et al. 2022, arXiv 2106.09685"
+    published = "VTAB-1k 74.5 (mean of groups, ViT-B/16 IN-21k; NOAH, Zhang et al. 2022)"
+    choices = {"targets": (*THIRDS, "qkv", "proj", "fc1", "fc2")}
+    variants = ({"targets": ("qkv", "proj", "fc1", "fc2")}, {"targets": ("q", "k", "v"), "rank": 3, "alpha": 6.0})
+    keeps = 0.85
+
+    def __init__(
+        self, *, targets: Sequence[str] = ("q", "v"), rank: int = 8, alpha: float = 8.0, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.targets, self.rank, self.alpha, self.dropout = tuple(targets), rank, alpha, dropout
+        check_positive(self, "rank", "alpha")
+
+    def attach(self, backbone: Backbone) -> None:
+        super().attach(backbone)
+        D = backbone.width
+        pieces: dict[str, list[tuple[int, int]]] = {}  # layer -> the rows of each of its updates
+        for target in self.targets:
+            if target in THIRDS:
+                start = THIRDS.index(target) * D
+                pieces.setdefault("attn.qkv", []).append((start, start + D))
+            else:
+                pieces.setdefault(f"mlp.{target}" if target.startswith("fc") else f"attn.{target}", []).append((0, -1))
+        for i in range(backbone.depth):
+            for layer, rows in pieces.items():
+                linear = backbone.linear(f"blocks.{i}.{layer}")
+                whole = [(start, linear.out_features if end < 0 else end) for start, end in rows]
+                change = LowRank(linear.in_features, linear.out_features, whole, self.rank, self.alpha, self.dropout)
+                self.contacts.change(backbone, f"blocks.{i}.{layer}", change)
+
+
+class LowRank(Change):
+    """Low-rank updates of some rows of a linear layer, [start, end) each; one product for all of them."""
+
+    def __init__(self, ins: int, outs: int, rows: list[tuple[int, int]], R: int, alpha: float, dropout: float) -> None:
+        super().__init__()
+        self.outs, self.rows, self.scale = outs, rows, alpha / R
+        self.A = nn.Parameter(torch.empty(len(rows) * R, ins))
+        self.B = nn.ParameterList(torch.zeros(end - start, R) for start, end in rows)
+        self.drop = nn.Dropout(dropout)
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def up(self) -> Tensor:
+        """The matrices B, each in its own rows and columns: [outs, len(rows) R]."""
+        if self.rows == [(0, self.outs)]:
+            return self.B[0]
+        R = self.B[0].shape[1]
+        n = len(self.rows)
+        placed = [
+            F.pad(B, (i * R, (n - 1 - i) * R, start, self.outs - end))
+            for i, (B, (start, end)) in enumerate(zip(self.B, self.rows, strict=True))
+        ]
+        return torch.stack(placed).sum(0)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight + self.scale * self.up() @ self.A, bias
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        low = F.linear(self.drop(x), self.A)
+        return F.linear(x, weight, bias) + F.linear(low, self.scale * self.up())

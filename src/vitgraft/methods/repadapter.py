@@ -1,0 +1,72 @@
+"""RepAdapter: a linear bottleneck before qkv and before fc1, which folds into them.
+
+Luo et al. 2023, arXiv 2302.08106:  z' = z + s up(down(z)),  up with two groups;  y = W z' + b.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbone import Backbone
+from ..contacts import Change
+from ..errors import RequestError
+from ..method import Method, check_positive
+
+
+class RepAdapter(Method):
+    """Linear adapters at the entrance of attention and MLP (section 3.2).
+
+    bottleneck: R. groups: of the layer R -> D (paper: 2). scale: s. dropout: between the two layers (released code).
+
+    Parameters for L blocks of width D, G groups: 2 L (D R + R + D R / G + D), 239,808 on ViT-B/16 (221,184 of them
+    weights, the published 0.22 M).
+    """
+
+    title = "RepAdapter"
+    paper = "Luo et al. 2023, arXiv 2302.08106"
+    published = "VTAB-1k 73.6 (mean of 19, ViT-B/16 IN-21k, last epoch; Mai et al. 2025)"
+    variants = ({"bottleneck": 6, "groups": 3, "scale": 0.5},)
+    keeps = 0.85
+
+    def __init__(self, *, bottleneck: int = 8, groups: int = 2, scale: float = 1.0, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.bottleneck, self.groups, self.scale, self.dropout = bottleneck, groups, scale, dropout
+        check_positive(self, "bottleneck", "groups", "scale")
+
+    def attach(self, backbone: Backbone) -> None:
+        super().attach(backbone)
+        R, D, G = self.bottleneck, backbone.width, self.groups
+        if R % G or D % G:
+            possible = ", ".join(str(n) for n in range(1, R + 1) if not R % n and not D % n)
+            raise RequestError(
+                f"{G} groups do not divide a bottleneck of {R} and the width {D} of {backbone.name}: possible are "
+                f"{possible}; choose one of these."
+            )
+        for i in range(backbone.depth):
+            for path in (f"blocks.{i}.attn.qkv", f"blocks.{i}.mlp.fc1"):
+                self.contacts.change(backbone, path, OnEntrance(D, R, G, self.scale, self.dropout))
+
+
+class OnEntrance(Change):
+    """W (z + s up(down(z))) + b."""
+
+    def __init__(self, D: int, R: int, G: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.down = nn.Linear(D, R)
+        self.drop = nn.Dropout(dropout)
+        self.up = nn.Parameter(torch.zeros(G, D // G, R // G))  # the diagonal blocks
+        self.up_bias = nn.Parameter(torch.zeros(D))
+        nn.init.xavier_uniform_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        up = self.scale * torch.block_diag(*self.up)
+        shift = weight @ (up @ self.down.bias + self.scale * self.up_bias)
+        return weight + weight @ up @ self.down.weight, shift if bias is None else bias + shift
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        up = F.linear(self.drop(self.down(x)), torch.block_diag(*self.up), self.up_bias)
+        return F.linear(x + self.scale * up, weight, bias)

@@ -1,0 +1,52 @@
+"""SSF: every layer's output is scaled and shifted.
+
+Lian et al. 2022, arXiv 2210.08823:  y' = gamma * y + beta,  after every linear layer and LayerNorm and the patch embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbone import Backbone
+from ..contacts import Change
+from ..method import Method
+
+
+class SSF(Method):
+    """Scaling and shifting of deep features.
+
+    gamma starts at N(1, 0.02), beta at N(0, 0.02), as released, so the start is near the frozen backbone and not at it. A
+    layer without bias gets no shift: its tensors could not take one up.
+
+    Parameters for L blocks of width D, MLP ratio 4: 22 L D + 4 D, 205,824 on ViT-B/16.
+    """
+
+    title = "SSF, scaling and shifting features"
+    paper = "Lian et al. 2022, arXiv 2210.08823"
+    published = "VTAB-1k 73.1 (mean of 19, ViT-B/16 AugReg IN-21k; table 1)"
+    keeps = 1.0
+
+    def attach(self, backbone: Backbone) -> None:
+        super().attach(backbone)
+        for path, layer in backbone.affine.items():
+            assert isinstance(layer.weight, Tensor)
+            self.contacts.change(backbone, path, ScaleShift(len(layer.weight), shift=layer.bias is not None))
+
+
+class ScaleShift(Change):
+    """gamma * y + beta on the outputs of a layer."""
+
+    def __init__(self, outs: int, *, shift: bool) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.empty(outs).normal_(1, 0.02))
+        self.beta = nn.Parameter(torch.empty(outs).normal_(0, 0.02)) if shift else None
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        gamma = self.gamma.view(-1, *[1] * (weight.ndim - 1))
+        return gamma * weight, None if bias is None else self.gamma * bias + self.beta
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y = self.gamma * F.linear(x, weight, bias)
+        return y if self.beta is None else y + self.beta

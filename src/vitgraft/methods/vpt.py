@@ -1,0 +1,46 @@
+"""VPT: learnable prompts in front of the tokens.
+
+Jia et al. 2022, arXiv 2203.12119. Deep: every block has prompts of its own, whose outputs are thrown away. Shallow: the
+prompts enter at the first block and stay to the last.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ..backbone import Backbone
+from ..method import Method, check_positive
+
+
+class VPT(Method):
+    """Visual prompt tuning.
+
+    form: "deep" or "shallow" (section 3.2). prompts: M, per block in the deep form; the paper searches 1 to 200 per task,
+    10 is the middle of its deep grid. Prompts start uniform within sqrt(6 / (3 p^2 + D)), p the patch size (released code).
+
+    Parameters for L blocks of width D: L M D, 92,160 on ViT-B/16; shallow M D.
+    """
+
+    title = "VPT, visual prompt tuning"
+    paper = "Jia et al. 2022, arXiv 2203.12119"
+    published = "VTAB-1k 69.4 (mean of 19, ViT-B/16 IN-21k; table 1)"
+    choices = {"form": ("deep", "shallow")}
+    variants = ({"form": "shallow"},)
+    keeps = 0.75
+
+    def __init__(self, *, form: str = "deep", prompts: int = 10) -> None:
+        super().__init__()
+        self.form, self.prompts = form, prompts
+        check_positive(self, "prompts")
+
+    def attach(self, backbone: Backbone) -> None:
+        super().attach(backbone)
+        L, D = backbone.depth, backbone.width
+        bound = math.sqrt(6 / (3 * math.prod(backbone.patch) + D))
+        firsts, last = (range(L), None) if self.form == "deep" else (range(1), L - 1)
+        self.tokens = nn.ParameterList(torch.empty(1, self.prompts, D).uniform_(-bound, bound) for _ in firsts)
+        for first, tokens in zip(firsts, self.tokens, strict=True):
+            self.contacts.add_tokens(backbone, first, tokens, until=last)
