@@ -1,6 +1,6 @@
 """The behaviour matrix: what every method promises, on every kind of backbone, on square and other pictures.
 
-A method that is added to `methods/` is found by itself, and so is each of its variants that an on-off argument makes.
+A method that is added to `methods/` is found by itself, and so are the other forms that it names as its `variants`.
 """
 
 import inspect
@@ -24,17 +24,16 @@ from vitgraft.model import build
 
 CLASSES = 5
 # Adapted features that do not start at the frozen ones, although the method only adds: (method -> why).
-STARTS_ELSEWHERE: dict[str, str] = {}
+STARTS_ELSEWHERE = {
+    "consolidator": "branches start within 1e-3 of zero (released code)",
+    "sct": "W starts at a truncated normal of 0.02 (released code)",
+    "ssf": "scale and shift start at a normal of 0.02 (released code)",
+}
 # Gradients that are zero by construction, whatever the tensors' values: (method -> pattern).
 ZERO = {"hst": r"\.blocks\.\d+\.k\.bias"}  # it adds the same to the score of every key
 
 
-def variants(name):
-    flags = [argument for argument, value in methods.find(name).defaults().items() if isinstance(value, bool)]
-    return [(name, {}), *((name, {flag: not methods.find(name).defaults()[flag]}) for flag in flags)]
-
-
-VARIANTS = [variant for name in methods.names() for variant in variants(name)]
+VARIANTS = [(name, form) for name in methods.names() for form in ({}, *methods.find(name).variants)]
 
 
 def variant_id(variant):
@@ -47,7 +46,11 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
 
 def model_of(variant, backbone, seed=0):
     name, arguments = variant
-    return build(backbone, name, classes=CLASSES, seed=seed, **arguments).eval()
+    model = build(backbone, name, classes=CLASSES, seed=seed, **arguments).eval()
+    if not model.method.ready:
+        images = random_images(backbone, batch=CLASSES, seed=seed)
+        model.method.calibrate(backbone, [(images, torch.arange(CLASSES))])
+    return model
 
 
 def shaken(model, by=0.02):
@@ -266,6 +269,7 @@ def saved(tmp_path_factory):
         what[family] = []
         for variant in VARIANTS:
             model = shaken(model_of(variant, backbone))
+            model.method.consolidate()
             for kind in ("exact", "compact"):
                 tensors = model.state() if kind == "exact" else adapter.compact(model.state())
                 file = f"{family} {variant_id(variant)} {kind}"
@@ -295,6 +299,7 @@ def test_the_file_holds_no_backbone(variant, family, saved):
     folder, _, _ = saved
     backbone = random_backbone(family)
     model = model_of(variant, backbone)
+    model.method.consolidate()
     tensors, _ = adapter.read(folder / f"{family} {variant_id(variant)} exact")
     assert set(tensors) == set(model.state())
     assert all(name.startswith(("method.", "head.")) for name in tensors)
@@ -322,11 +327,28 @@ def hst_count(L, D, *, detached=False, widths=(32, 48, 64, 72), M=1, r=4):
 
 
 FORMULAS = {
-    "linear": lambda L, D, N: 0,
-    "full": lambda L, D, N: full_count(L, D, 16, N),
+    "adapter": lambda L, D, N: L * (2 * D * 8 + 8 + D),
+    "adapter form=houlsby": lambda L, D, N: 2 * L * (2 * D * 8 + 8 + D),
+    "adaptformer": lambda L, D, N: L * (2 * D * 8 + 8 + D),
     "bitfit": lambda L, D, N: 11 * L * D + 2 * D,
+    "consolidator": lambda L, D, N: 12 * L * D**2 // (D // 2) + 9 * L * D,
+    "consolidator split_qkv=True originals=()": lambda L, D, N: 12 * L * D**2 // (D // 2) + 9 * L * D,
+    "convpass": lambda L, D, N: 2 * L * (17 * D + 9 * 64 + 16),
+    "convpass sublayers=('attn',)": lambda L, D, N: L * (17 * D + 9 * 64 + 16),
+    "fact": lambda L, D, N: 2 * D * 16 + 12 * L * 16**2,
+    "fact form=tk scale=10.0": lambda L, D, N: 2 * D * 16 + 12 * L * 16 + 16**3,
+    "full": lambda L, D, N: full_count(L, D, 16, N),
     "hst": lambda L, D, N: hst_count(L, D),
     "hst detached=True": lambda L, D, N: hst_count(L, D, detached=True),
+    "layernorm": lambda L, D, N: 4 * L * D + 2 * D,
+    "linear": lambda L, D, N: 0,
+    "lora": lambda L, D, N: 4 * L * 8 * D,
+    "repadapter": lambda L, D, N: 2 * L * (D * 8 + 8 + D * 4 + D),
+    "sct": lambda L, D, N: L * ((D // 8) ** 2 + D // 8),
+    "sct mode=qkv scale=0.5 scale_x=True": lambda L, D, N: 2 * L * ((D // 8) ** 2 + D // 8),
+    "ssf": lambda L, D, N: 22 * L * D + 4 * D,
+    "vpt": lambda L, D, N: L * 10 * D,
+    "vpt form=shallow": lambda L, D, N: 10 * D,
 }
 SIZES = {"tiny": (12, 192), "small": (12, 384), "base": (12, 768), "large": (24, 1024)}
 
@@ -335,13 +357,36 @@ SIZES = {"tiny": (12, 192), "small": (12, 384), "base": (12, 768), "large": (24,
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if variant_id(v) in FORMULAS], ids=variant_id)
 def test_parameters_are_as_the_formula_says(variant, size):
     method = catalogue.attached(variant[0], catalogue.shape_of(f"vit_{size}_patch16_224"), **variant[1])
-    assert sum(p.numel() for p in method.parameters()) == FORMULAS[variant_id(variant)](*SIZES[size], 196)
+    assert method.size == FORMULAS[variant_id(variant)](*SIZES[size], 196)
+
+
+def test_the_published_sizes():
+    """On ViT-B/16, without the head: the four papers' tables and the common sizes of the baselines."""
+    shape = catalogue.shape_of(catalogue.VIT_B16)
+    sizes = {name: catalogue.attached(name, shape).size for name in ("convpass", "sct", "consolidator", "hst", "lora")}
+    assert sizes == {"convpass": 327_552, "sct": 111_744, "consolidator": 304_128, "hst": 764_840, "lora": 294_912}
+    assert catalogue.attached("convpass", shape, sublayers=("attn",)).size == 163_776
+    assert catalogue.attached("consolidator", shape, originals=("bias", "norm")).size == 304_128 + 38_400
+    # Three nested branches, without reorder: what they share is stored once (32,256 train in qkv, 18,432 are left).
+    several = catalogue.attached("consolidator", shape, groups=(96, 192, 384))
+    assert several.size == catalogue.attached("consolidator", shape, groups=(96,)).size
+    reordered = catalogue.attached("consolidator", shape, groups=(96, 192, 384), reorder=True)
+    qkv = reordered.contacts.change_at["blocks.0.attn.qkv"]
+    assert (sum(w.numel() for w in qkv.weights), int(qkv.support.sum())) == (32_256, 32_076)
+
+
+def test_what_consolidator_stores_is_its_size(cls):
+    for form in ({}, *methods.find("consolidator").variants):
+        method = model_of(("consolidator", form), cls).method
+        size, trains = method.size, sum(p.numel() for p in method.parameters())
+        method.consolidate()
+        assert sum(p.numel() for p in method.parameters()) == method.size == size < trains
 
 
 @pytest.mark.parametrize("name", sorted({*methods.names()} - {"full"}))
 def test_it_is_a_small_part_of_the_backbone(name):
     shape = catalogue.shape_of(catalogue.VIT_B16)
-    ours = sum(p.numel() for p in catalogue.attached(name, shape).parameters())
+    ours = catalogue.attached(name, shape).size
     assert ours < 0.02 * sum(p.numel() for p in shape.parameters())
 
 
@@ -354,7 +399,7 @@ def test_its_page_states_the_parameters(name):
     assert stated or name in FORMULAS, "state the number on ViT-B/16"
     assert [int(number.replace(",", "")) for number in stated[:1]] in (
         [],
-        [sum(p.numel() for p in method.parameters())],
+        [method.size],
     )
 
 

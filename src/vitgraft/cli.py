@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_hints
 
 from . import __version__
 from .errors import RequestError, VitgraftError, near_misses
@@ -88,13 +88,24 @@ def _fit_parser(commands: Any, method: type[Method] | None) -> None:
     for setting in fields(Settings):
         shown = "" if setting.default is None else f" (default: {setting.default})"
         fit.add_argument(_flag(setting.name), help=setting.metadata["help"] + shown, **_kind(setting))
-    for name, default in method.defaults().items() if method else ():
+    for name, options in _arguments(method).items() if method else ():
+        fit.add_argument(_flag(name), **options)
+
+
+def _arguments(method: type[Method]) -> dict[str, dict[str, Any]]:
+    """What argparse has to know of every argument of a method, from its default and its annotation."""
+    hints = get_type_hints(method.__init__)
+    found: dict[str, dict[str, Any]] = {}
+    for name, default in method.defaults().items():
+        kinds = [kind for kind in (get_args(hints[name]) or (hints[name],)) if kind is not type(None)]
         if isinstance(default, bool):
-            fit.add_argument(_flag(name), action=argparse.BooleanOptionalAction)
-        elif isinstance(default, tuple):
-            fit.add_argument(_flag(name), type=type(default[0]), nargs="+")
+            found[name] = {"action": argparse.BooleanOptionalAction}
+        elif isinstance(default, tuple) or get_origin(kinds[0]) is Sequence or get_origin(hints[name]) is Sequence:
+            element = (get_args(kinds[0]) or kinds)[0]
+            found[name] = {"type": element, "nargs": "*"}
         else:
-            fit.add_argument(_flag(name), type=str if default is None else type(default))
+            found[name] = {"type": kinds[0]}
+    return found
 
 
 def _flag(name: str) -> str:
