@@ -1,5 +1,6 @@
 """A checkpoint of the authors' released code gives the numbers that their code gave (float64, tests/golden)."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,19 @@ from safetensors import safe_open
 
 from vitgraft import reference
 from vitgraft.errors import RequestError
+from vitgraft.methods.sct import class_aware_scores
+from vitgraft.readers import READERS
 
 GOLDEN = Path(__file__).parent / "golden"
-EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-12}
+FILES = sorted(path.stem for path in GOLDEN.glob("*.safetensors"))
+every_file = pytest.mark.parametrize("name", FILES)
+every_sct = pytest.mark.parametrize("name", [name for name in FILES if name.startswith("sct")])
+every_consolidator = pytest.mark.parametrize("name", [name for name in FILES if name.startswith("consolidator")])
 
 
+@cache
 def read(name):
+    """{"weight", "in", "out", "grad"} -> their tensors by name, and the file's metadata."""
     with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
         found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         facts = file.metadata()
@@ -25,44 +33,66 @@ def read(name):
     return parts, facts
 
 
-@pytest.fixture(scope="module")
-def hst():
-    parts, facts = read("hst")
-    return reference.load("hst", parts["weight"], num_heads=4), parts, facts
+def settings(name):
+    """What the tensors of this file don't tell."""
+    parts, facts = read(name)
+    if name.startswith("convpass"):
+        return {"scale": float(facts["scale"])}
+    if name.startswith("consolidator"):
+        return {"reorder": facts["shuffle"] == "True"}
+    if not name.startswith("sct"):
+        return {}
+    found = {key.removeprefix("index."): t for key, t in parts["out"].items() if key.startswith("index.")}
+    if facts["mode"] == "sct_qkv":
+        return {"mode": "qkv", "indices": [{part: found[f"{i}.{part}"] for part in "qv"} for i in range(3)]}
+    return {"mode": facts["mode"].removeprefix("sct_"), "indices": [found[str(i)] for i in range(3)]}
 
 
-def near(ours, theirs):
-    """To 1e-9 of the tensor's own size: relative, yet fair to elements that nearly cancel."""
+def load(name, tensors=None, **changes):
+    tensors = read(name)[0]["weight"] if tensors is None else tensors
+    return reference.load(name.partition("_")[0], tensors, num_heads=4, **{**settings(name), **changes})
+
+
+@cache
+def model_of(name):
+    """For the tests that leave its tensors as they are."""
+    return load(name)
+
+
+def near(ours, theirs, by=1e-9):
+    """Relative to the tensor's own size, yet fair to elements that nearly cancel."""
     assert ours.shape == theirs.shape
     assert ours.dtype == theirs.dtype == torch.float64
-    assert (ours - theirs).abs().max() <= 1e-9 * theirs.abs().max()
+    assert (ours - theirs).abs().max() <= by * theirs.abs().max()
 
 
-def test_sizes_come_from_the_tensors(hst):
-    model, _, facts = hst
-    assert (model.backbone.depth, model.backbone.width, model.backbone.patch) == (12, 48, (16, 16))
-    assert model.backbone.native.size == (64, 64)
-    assert model.method.arguments() == {
-        "widths": (32, 48, 64, 72),
-        "heads": (2, 4, 8, 12),
-        "mlp_ratio": 4,
-        "meta_tokens": 1,
-        "detached": False,
-    }
-    assert not model.training
-    assert sum(p.numel() for p in model.trained().values()) == int(facts["trainable"])
+# What the authors' code gave
 
 
-def test_logits_and_loss(hst):
-    model, parts, _ = hst
+@every_file
+def test_logits_and_loss(name):
+    parts, model = read(name)[0], model_of(name)
     images, labels = parts["in"]["image"], parts["in"]["label"]
     with torch.no_grad():
         near(model(images), parts["out"]["logits"])
-        torch.testing.assert_close(model(images, labels)["cross_entropy"], parts["out"]["loss"], **EXACT)
+        near(model(images, labels)["cross_entropy"], parts["out"]["loss"])
 
 
-def test_stages_and_the_pooled_vector(hst):
-    model, parts, _ = hst
+@every_file
+def test_gradients(name):
+    parts, model = read(name)[0], model_of(name)
+    model.zero_grad()
+    model(parts["in"]["image"], parts["in"]["label"])["cross_entropy"].backward()
+    ours = {theirs: name for name, theirs in reference.names(model).items()}
+    assert len(parts["grad"]) >= 3
+    for theirs, gradient in parts["grad"].items():
+        assert gradient.any()
+        found = model.trained()[ours[theirs]].grad
+        near(found, gradient.view_as(found))  # a convolution with a kernel of 1 has one dimension more
+
+
+def test_stages_and_the_pooled_vector_of_hst():
+    parts, model = read("hst")[0], model_of("hst")
     images = parts["in"]["image"]
     with torch.no_grad():
         features = model.method.features(model.backbone, images, model.method.read(model.backbone, images))
@@ -73,77 +103,247 @@ def test_stages_and_the_pooled_vector(hst):
         near(features.pooled, model.method.pooled_norm(parts["out"]["pooled"]))
 
 
-def test_gradients(hst):
-    model, parts, _ = hst
-    model.zero_grad()
-    model(parts["in"]["image"], parts["in"]["label"])["cross_entropy"].backward()
-    ours = {theirs: name for name, theirs in reference.names(model).items()}
-    assert len(parts["grad"]) == 7
-    for name, gradient in parts["grad"].items():
-        assert gradient.any()
-        near(model.trained()[ours[name]].grad, gradient)
+@every_sct
+def test_scores_and_indices_of_sct(name):
+    parts, model = read(name)[0], load(name)
+    method = model.method
+    chosen = [{part: salient.indices.clone() for part, salient in parts.items()} for parts in method.salient]
+    pictures = list(
+        zip(parts["in"]["selection_images"].split(7), parts["in"]["selection_labels"].split(7), strict=True)
+    )
+    for i, score in enumerate(class_aware_scores(model.backbone, method.mode, pictures)):
+        near(score, parts["out"][f"score.{i}"])
+    for salient in (salient for parts in method.salient for salient in parts.values()):
+        salient.indices.zero_()
+    method.calibrate(model.backbone, pictures)
+    for parts, expected in zip(method.salient, chosen, strict=True):
+        for part, salient in parts.items():
+            assert torch.equal(salient.indices, expected[part])
 
 
-def test_every_tensor_of_theirs_is_used_once(hst):
-    model, parts, _ = hst
-    ours = list(reference.names(model).values())
-    backbone = list(model.backbone.vit.state_dict())
-    assert len(set(ours)) == len(ours)
-    left = set(parts["weight"]) - set(ours) - set(backbone)
-    assert not {name for name in left if not name.endswith("num_batches_tracked")}
+@every_consolidator
+def test_merged_weights_of_consolidator(name):
+    out, model = read(name)[0]["out"], model_of(name)
+    merged = {key.removeprefix("merged."): tensor for key, tensor in out.items() if key.startswith("merged.")}
+    assert len(merged) == 4
+    for key, tensor in merged.items():
+        path, _, leaf = key.rpartition(".")
+        layer = model.backbone.linear(path)
+        assert not torch.equal(getattr(layer, leaf), tensor)
+        with torch.no_grad():
+            near(model.method.contacts.tensors(path, layer)[leaf], tensor, by=1e-5)  # theirs were taken in float32
+
+
+@every_consolidator
+def test_the_stored_form_of_consolidator_gives_the_same_logits(name):
+    parts, model = read(name)[0], load(name)
+    model.method.consolidate()
+    with torch.no_grad():
+        near(model(parts["in"]["image"]), parts["out"]["logits"])
+
+
+# Which tensor becomes what
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "arguments"),
     [
-        "pos_embed",
-        "cls_token",
-        "patch_embed.proj.weight",
-        "blocks.0.mlp.fc1.weight",
-        "blocks.11.attn.qkv.bias",
-        "blocks.3.norm1.weight",
-        "norm.bias",
-        "head.weight",
-        "head.bias",
-        "m_embeddings.0",
-        "m_embeddings.7",
-        "T_Bridge_1.weight",
-        "T_Bridge_4.weight",
-        "T_Bridge_2.bias",
-        "m_block1.0.mlp.fc1.weight",
-        "m_block3.2.attn.q.bias",
-        "m_proj_norm12.weight",
-        "m_patch_embed1.conv.1.running_var",
-        "m_patch_embed3.proj.weight",
-        "m_norm2.weight",
-        "fc_norm.running_mean",
+        ("hst", {"widths": (32, 48, 64, 72), "heads": (2, 4, 8, 12), "mlp_ratio": 4, "meta_tokens": 1}),
+        ("convpass", {"sublayers": ("attn", "mlp"), "bottleneck": 8, "scale": 0.1}),
+        ("convpass_attn", {"sublayers": ("attn",), "bottleneck": 8, "scale": 1.0}),
+        ("sct_attn", {"mode": "attn", "channels": 6}),
+        ("sct_mlp", {"mode": "mlp", "channels": 6}),
+        ("sct_qkv", {"mode": "qkv", "channels": 6}),
+        ("consolidator", {"groups": (24,), "reorder": False, "originals": ("bias", "norm")}),
+        ("consolidator_reorder", {"groups": (6, 12), "reorder": True, "originals": ("bias", "norm")}),
     ],
 )
-def test_a_missing_tensor_is_named(name, hst):
-    tensors = dict(hst[1]["weight"])
+def test_sizes_come_from_the_tensors(name, arguments):
+    model, facts = model_of(name), read(name)[1]
+    backbone = model.backbone
+    assert (backbone.depth, backbone.width, backbone.patch) == (12 if name == "hst" else 3, 48, (16, 16))
+    assert backbone.native.size == (64, 64)
+    assert model.method.arguments() == {**model.method.defaults(), **arguments}
+    assert model.method.ready
+    assert not model.training
+    if "trainable" in facts:
+        assert sum(p.numel() for p in model.trained().values()) == int(facts["trainable"])
+
+
+@every_file
+def test_every_tensor_of_theirs_is_used_once(name):
+    model = model_of(name)
+    ours = list(reference.names(model).values())
+    assert len(set(ours)) == len(ours)
+    rename = READERS[model.method.name()].rename
+    backbone = {rename(tensor, model.backbone.depth) for tensor in model.backbone.vit.state_dict()}
+    left = set(read(name)[0]["weight"]) - set(ours) - backbone
+    assert not {tensor for tensor in left if not tensor.endswith("num_batches_tracked")}
+
+
+@every_file
+def test_the_model_that_comes_is_ours_to_save(name):
+    """Nothing of it depends on the checkpoint that was handed in."""
+    tensors = read(name)[0]["weight"]
+    before = {key: tensor.clone() for key, tensor in tensors.items()}
+    with torch.no_grad():
+        for tensor in load(name).state_dict().values():
+            tensor.zero_()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("convpass", {"scale": 0.2}),
+        ("sct_attn", {"indices": torch.arange(18).view(3, 6)}),
+        ("consolidator_reorder", {"reorder": False}),
+    ],
+)
+def test_the_settings_matter(name, changes):
+    """So the golden numbers do tell whether the settings arrive."""
+    parts = read(name)[0]
+    with torch.no_grad():
+        logits = load(name, **changes)(parts["in"]["image"])
+    assert (logits - parts["out"]["logits"]).abs().max() > 1e-3
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("hst", "pos_embed"),
+        ("hst", "cls_token"),
+        ("hst", "patch_embed.proj.weight"),
+        ("hst", "blocks.0.mlp.fc1.weight"),
+        ("hst", "blocks.11.attn.qkv.bias"),
+        ("hst", "blocks.3.norm1.weight"),
+        ("hst", "norm.bias"),
+        ("hst", "head.weight"),
+        ("hst", "head.bias"),
+        ("hst", "m_embeddings.0"),
+        ("hst", "m_embeddings.7"),
+        ("hst", "T_Bridge_1.weight"),
+        ("hst", "T_Bridge_4.weight"),
+        ("hst", "T_Bridge_2.bias"),
+        ("hst", "m_block1.0.mlp.fc1.weight"),
+        ("hst", "m_block3.2.attn.q.bias"),
+        ("hst", "m_proj_norm12.weight"),
+        ("hst", "m_patch_embed1.conv.1.running_var"),
+        ("hst", "m_patch_embed3.proj.weight"),
+        ("hst", "m_norm2.weight"),
+        ("hst", "fc_norm.running_mean"),
+        ("convpass", "head.weight"),
+        ("convpass", "blocks.0.adapter_attn.adapter_down.weight"),
+        ("convpass", "blocks.2.adapter_mlp.adapter_conv.bias"),
+        ("convpass_attn", "blocks.1.adapter_attn.adapter_up.weight"),
+        ("sct_attn", "blocks.0.sct_attn.adapt_linear.weight"),
+        ("sct_mlp", "blocks.2.sct_mlp.adapt_linear.bias"),
+        ("sct_qkv", "blocks.0.attn.q_l.weight"),
+        ("sct_qkv", "blocks.1.attn.v_l.weight"),
+        ("consolidator", "blocks.0.mlp.fc1.fc_origin.weight"),
+        ("consolidator", "blocks.1.attn.proj.fc_origin.bias"),
+        ("consolidator", "blocks.0.attn.qkv.fc_rep_branches.0.group_fc.weight"),
+        ("consolidator_reorder", "blocks.0.attn.qkv.fc_rep_branches.1.group_fc.weight"),
+        ("consolidator_reorder", "blocks.2.mlp.fc2.fc_rep_branches.1.group_fc.bias"),
+    ],
+)
+def test_a_missing_tensor_is_named(file, name):
+    tensors = dict(read(file)[0]["weight"])
     del tensors[name]
     with pytest.raises(RequestError, match=f"'{name}' is missing"):
-        reference.load("hst", tensors, num_heads=4)
+        load(file, tensors)
 
 
-def test_what_is_no_checkpoint_of_a_known_method(hst):
-    with pytest.raises(RequestError, match=r"'hts'.*there is .*hst.*Did you mean 'hst'"):
-        reference.load("hts", hst[1]["weight"], num_heads=4)
-    with pytest.raises(RequestError, match="is missing"):
-        reference.load("hst", {}, num_heads=4)
-    with pytest.raises(RequestError, match="width 48 cannot be split into num_heads=5"):
-        reference.load("hst", hst[1]["weight"], num_heads=5)
-    with pytest.raises(RequestError, match="width 32 cannot be split into 3 heads"):
-        reference.load("hst", hst[1]["weight"], num_heads=4, heads=(3, 4, 8, 12))
+@every_file
+def test_a_tensor_of_another_shape_is_named(name):
+    tensors = dict(read(name)[0]["weight"])
+    tensors["head.bias"] = tensors["head.bias"][:4]
+    with pytest.raises(RequestError, match=r"'head.bias' .* is \[4\], but the others call for \[\d\]"):
+        load(name, tensors)
 
 
-def test_the_model_that_comes_is_ours_to_save(hst):
-    """Nothing of it depends on the checkpoint that was handed in."""
-    model, parts, _ = hst
-    again = reference.load("hst", parts["weight"], num_heads=4)
-    before = parts["weight"]["T_Bridge_1.weight"].clone()
-    with torch.no_grad():
-        for parameter in again.parameters():
-            parameter.zero_()
-    assert torch.equal(parts["weight"]["T_Bridge_1.weight"], before)
-    assert model.method.stages[0].bridge.weight.any()
+@every_file
+@pytest.mark.parametrize("method", READERS)
+def test_a_checkpoint_of_another_method(method, name):
+    theirs = name.partition("_")[0]
+    if method == theirs:
+        pytest.skip("its own")
+    with pytest.raises(RequestError, match=rf"^{method} was asked for.* a checkpoint of {theirs}: .*load it as"):
+        reference.load(method, read(name)[0]["weight"], num_heads=4)
+
+
+@pytest.mark.parametrize("method", READERS)
+def test_a_checkpoint_of_no_known_method(method):
+    tensors = model_of("convpass").backbone.vit.state_dict()
+    for given in ({}, tensors, {**tensors, "head.weight": torch.zeros(5, 48)}):
+        with pytest.raises(RequestError, match=f"no whole checkpoint of {method}: '.*' is missing"):
+            reference.load(method, given, num_heads=4, **({"scale": 1.0} if method == "convpass" else {}))
+
+
+def test_what_is_no_known_method():
+    with pytest.raises(RequestError, match=r"'hts'.*there is hst, convpass, sct, consolidator;.*Did you mean 'hst'"):
+        reference.load("hts", read("hst")[0]["weight"], num_heads=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("hst", {"heads": (3, 4, 8, 12)}, "width 32 cannot be split into 3 heads"),
+        ("hst", {"head": (2, 4, 8, 12)}, "hst has no setting 'head': it has heads; .*Did you mean 'heads'"),
+        ("convpass", {"scale": None}, "don't tell its scale.*give scale="),
+        ("convpass", {"scale": 0}, "scale of convpass is 0, but must be above 0"),
+        ("convpass", {"reorder": True}, "convpass has no setting 'reorder': it has scale; leave it out"),
+        ("sct_attn", {"mode": "mlp"}, "mode='mlp' came.* of mode 'attn'.*give mode='attn'"),
+        ("sct_mlp", {"mode": "attn"}, "mode='attn' came.* of mode 'mlp'.*give mode='mlp'"),
+        ("sct_qkv", {"mode": "qvk"}, "mode='qvk' came.* of mode 'qkv'.*give mode='qkv'"),
+        ("sct_attn", {"scale": 1.0}, "sct has no setting 'scale': it has mode, indices"),
+        ("consolidator", {"groups": (24,)}, "consolidator has no setting 'groups': it has reorder"),
+    ],
+)
+def test_a_setting_that_is_wrong_or_missing(name, changes, message):
+    with pytest.raises(RequestError, match=message):
+        load(name, **changes)
+
+
+SIX = torch.arange(6)
+
+
+@pytest.mark.parametrize(
+    ("name", "indices", "message"),
+    [
+        ("sct_attn", None, "indices of no blocks came.*each of its 3 blocks"),
+        ("sct_attn", [SIX, SIX], "indices of 2 blocks came.*each of its 3 blocks"),
+        ("sct_attn", SIX, "indices of 6 blocks came.*each of its 3 blocks"),
+        ("sct_attn", [SIX, SIX[:5], SIX], r"block 1 hold 5 numbers.*6 different channels from 0 to 47"),
+        ("sct_attn", [SIX, SIX, SIX + 43], "block 2 hold channel 48,"),
+        ("sct_attn", [SIX - 1, SIX, SIX], "block 0 hold channel -1,"),
+        ("sct_attn", [[0, 1, 2, 3, 4, 1], SIX, SIX], "block 0 hold channel 1 twice,"),
+        ("sct_attn", [SIX.double(), SIX, SIX], "block 0 hold something else than whole numbers"),
+        ("sct_attn", [SIX[None], SIX, SIX], "block 0 hold something else than whole numbers"),
+        ("sct_attn", [None, SIX, SIX], "block 0 hold something else than whole numbers"),
+        (
+            "sct_attn",
+            [{"q": SIX, "v": SIX}] * 3,
+            "block 0 came for q, v, but those of mode 'attn' are for all: give one",
+        ),
+        (
+            "sct_qkv",
+            [SIX] * 3,
+            r"block 0 came for all, .*'qkv' are for q, v: .* \{'q': \.\.\., 'v': \.\.\.\} per block",
+        ),
+        ("sct_qkv", [{"q": SIX, "k": SIX}] * 3, "block 0 came for q, k, but"),
+        ("sct_qkv", [{"q": SIX, "v": SIX + 48}] * 3, "block 0 hold channel 48,"),
+    ],
+)
+def test_indices_of_sct_that_are_wrong_or_missing(name, indices, message):
+    with pytest.raises(RequestError, match=message):
+        load(name, indices=indices)
+
+
+@pytest.mark.parametrize("heads", [5, 0])
+def test_a_number_of_heads_that_does_not_divide(heads):
+    with pytest.raises(RequestError, match=f"width 48 cannot be split into num_heads={heads}"):
+        reference.load("sct", read("sct_attn")[0]["weight"], num_heads=heads, **settings("sct_attn"))

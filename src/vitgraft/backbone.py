@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -38,13 +38,17 @@ class Backbone(nn.Module):
         self.vit = loaded.vit.requires_grad_(False).eval()
         self.name = loaded.name
         self.source = loaded.source
+        self.architecture = loaded.architecture
         self.native = Preprocess(loaded.size, loaded.mean, loaded.std, loaded.interpolation)
         self.width: int = self.vit.embed_dim
         self.depth: int = len(self.vit.blocks)
         self.prefix: int = self.vit.num_prefix_tokens
         self.has_cls: bool = self.vit.has_class_token
+        self.pooling: str = self.vit.global_pool or ("token" if self.has_cls else "avg")
         self.patch: tuple[int, int] = self.vit.patch_embed.patch_size
         self._at = dict(self.vit.named_modules())
+        first: Any = self._at["blocks.0.attn"]
+        self.heads: int = first.num_heads
         self.linears = {
             path: module
             for path, module in self._at.items()
@@ -60,6 +64,9 @@ class Backbone(nn.Module):
         }
         # The layers on the way of the tokens that a `Change` can take the place of.
         self.affine: dict[str, nn.Module] = {"patch_embed.proj": self._at["patch_embed.proj"], **norms, **self.linears}
+        # Contacts whose merged tensors stand here in the place of the backbone's own, and these (`vitgraft.merge`).
+        self.merged: tuple[Contacts, dict[str, Tensor]] | None = None
+        self._model_args = dict(loaded.model_args)
         self._no_contacts = Contacts()
         self._fingerprint = ""
 
@@ -95,6 +102,28 @@ class Backbone(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the backbone by timm's name."""
         return dict(self.vit.named_parameters())
+
+    def exchange(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Puts tensors of the same shapes in the place of its own of these names, and gives those; none is copied."""
+        own = self.tensors()
+        given = {}
+        for name, tensor in tensors.items():
+            given[name] = own[name].data
+            own[name].data = tensor.to(given[name].device)
+        self._fingerprint = ""
+        return given
+
+    @property
+    def timm_arguments(self) -> dict[str, Any]:
+        """What `timm.create_model` needs besides `architecture` and `num_classes` to make a ViT for these tensors.
+
+        It takes pictures of any size that the patch divides, and pools as `pool` does.
+        """
+        vit: Any = self.vit
+        found = {**self._model_args, "img_size": list(vit.patch_embed.img_size), "dynamic_img_size": True}
+        if not vit.global_pool:  # timm then hands on all tokens
+            found |= {"global_pool": self.pooling, "fc_norm": not isinstance(vit.fc_norm, nn.Identity)}
+        return found
 
     @property
     def fingerprint(self) -> str:
@@ -136,7 +165,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor, contacts: Contacts | None = None) -> Activations:
         """images [B, 3, H, W] (normalised), with a method's contacts or none -> Activations."""
-        c = self._no_contacts if contacts is None else contacts
+        c = self._in_effect(contacts)
         x, grid = self._embed(images, c)
         found = Activations(x, grid)
         drop = c.drop_path if c.training and c.inside else 0.0
@@ -159,17 +188,30 @@ class Backbone(nn.Module):
 
     def pool(self, tokens: Tensor, contacts: Contacts | None = None) -> Tensor:
         """tokens [B, P+N, D] after the final norm -> [B, D], as the weights were trained to be pooled."""
-        c = self._no_contacts if contacts is None else contacts
+        c = self._in_effect(contacts)
         if self.vit.attn_pool is not None:
             x = self._call("attn_pool", tokens if self.vit.pool_include_prefix else tokens[:, self.prefix :], c)
         else:
             x = global_pool_nlc(
                 tokens,
-                pool_type=self.vit.global_pool or ("token" if self.has_cls else "avg"),
+                pool_type=self.pooling,
                 num_prefix_tokens=self.prefix,
                 reduce_include_prefix=self.vit.pool_include_prefix,
             )
         return self._call("fc_norm", x, c)
+
+    def _in_effect(self, contacts: Contacts | None) -> Contacts:
+        """What a pass with these contacts has to ask: nothing where they are merged; RequestError where others are."""
+        if contacts is None:
+            return self._no_contacts
+        if self.merged is None:
+            return contacts
+        if contacts is self.merged[0]:
+            return self._no_contacts
+        raise RequestError(
+            f"The tensors of {self.name} have another method merged into them: call vitgraft.merge.unmerge with its "
+            "model first, or load the weights once more."
+        )
 
     def _embed(self, images: Tensor, c: Contacts) -> tuple[Tensor, tuple[int, int]]:
         """Patches, position embedding resampled to their grid, prefix tokens: [B, 3, H, W] -> [B, P+N, D]."""

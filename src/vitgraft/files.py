@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise WorkError(
             f"{path} could not be written ({error.strerror or error}); what stood there before is untouched: "
-            "make room or choose another folder, then run the same command with --resume."
+            "make room or choose another folder, then run the same command again (a fit: with --resume)."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

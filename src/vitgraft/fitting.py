@@ -109,7 +109,6 @@ class _Fitting:
         self.eval_pictures = self._decode(settings.eval_split, skip_bad) if settings.eval_split else None
 
     def run(self) -> Run:
-        spent = self._cost()
         if self.fabric.is_global_zero:
             make_folder(self.out)
             write_json(self.out / "settings.json", self.asked)
@@ -146,7 +145,9 @@ class _Fitting:
             checkpoint,
             after_epoch=after_epoch,
             on_step=on_step,
+            on_calibrate=self.show.bar("calibrate", "pictures"),
         )
+        spent = self._cost()
         # What is evaluated is what the file holds, after its consolidation and its rounding.
         self.model.method.consolidate()
         tensors = adapter.compact(self.model.state())

@@ -39,6 +39,7 @@ class Method(nn.Module):
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     published: ClassVar[str] = ""  # the published number with its protocol
+    needs: ClassVar[str] = ""  # the package beyond our own dependencies without which it cannot be attached
     keeps: ClassVar[float] = 1.0  # budget: bytes kept for backward, as a share of what full fine-tuning keeps
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}  # argument -> the words that it takes
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()  # its other published forms, as arguments

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from .backbone import Backbone
 from .errors import RequestError, near_misses
-from .model import Model, build
+from .model import Model
+from .readers import READERS, need
 from .weights import Loaded
 
 
@@ -19,30 +20,57 @@ def load(method: str, tensors: dict[str, Tensor], *, num_heads: int, **settings:
     """The model that a checkpoint of the authors' code describes, in evaluation mode.
 
     tensors: the authors' state dict, backbone and head included; it tells sizes, depth, patch and square picture.
-    num_heads: of the backbone. settings: what shapes don't tell (HST: `heads` of the four side stages).
+    num_heads: of the backbone. settings: what the tensors don't tell,
+
+        hst           heads: of the four side stages, 2 4 8 12 unless given
+        convpass      scale: s of the task's configuration
+        sct           mode: "attn" unless given, "mlp" or "qkv"
+                      indices: the channels, one [K] per block; in mode "qkv" one {"q": [K], "v": [K]} per block
+        consolidator  reorder: False unless given, as in the released training
+
     `model(images)` with normalised images [B, 3, H, W] gives the logits.
     """
+    _check(method, tensors, settings)
+    backbone = _backbone(method, tensors, num_heads)
+    model = READERS[method].build(backbone, tensors, **settings).to(tensors["pos_embed"].dtype)
+    ours = model.state()
+    model.load_state(ours | _taken(method, tensors, names(model), ours))
+    return model.eval()
+
+
+def names(model: Model) -> dict[str, str]:
+    """Our name of a tensor of an adapter (`model.state()`) -> the authors', for those that their checkpoints hold."""
+    rename = READERS[model.method.name()].rename
+    theirs = {name: rename(name, model.backbone.depth) for name in model.state()}
+    return {name: source for name, source in theirs.items() if source}
+
+
+def _check(method: str, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
     if method not in READERS:
         raise RequestError(
             f"No released code of {method!r} is known here: there is {', '.join(READERS)}; choose one of these."
             f"{near_misses(method, READERS)}"
         )
-    backbone = _backbone(tensors, num_heads)
-    model = READERS[method].build(backbone, tensors, **settings).to(tensors["pos_embed"].dtype)
-    theirs = names(model)
-    _need(tensors, method, *theirs.values())
-    model.load_state({name: tensors[source] for name, source in theirs.items()})
-    return model.eval()
+    parameters = inspect.signature(READERS[method].build).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    for name in settings:
+        if name not in known:
+            raise RequestError(
+                f"A released checkpoint of {method} has no setting {name!r}: it has {', '.join(known)}; leave it out."
+                f"{near_misses(name, known)}"
+            )
+    found = [other for other, reader in READERS.items() if any(re.search(reader.mark, name) for name in tensors)]
+    if found and method not in found:
+        raise RequestError(
+            f"{method} was asked for, but this is a checkpoint of {found[0]}: those of {', '.join(READERS)} can be "
+            f"read; load it as {found[0]!r}, or give one of {method}."
+        )
 
 
-def names(model: Model) -> dict[str, str]:
-    """The authors' name of every tensor of an adapter (`model.state()`), by ours."""
-    translate = READERS[model.method.name()].translate
-    return {name: translate(name, model.backbone) for name in model.state()}
-
-
-def _backbone(tensors: dict[str, Tensor], num_heads: int) -> Backbone:
-    _need(tensors, "a backbone", "patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight")
+def _backbone(method: str, tensors: dict[str, Tensor], num_heads: int) -> Backbone:
+    depth = 1 + max((int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))), default=0)
+    fc1 = READERS[method].rename("blocks.0.mlp.fc1.weight", depth)
+    need(method, tensors, "patch_embed.proj.weight", "pos_embed", fc1, "head.weight")
     patch = tensors["patch_embed.proj.weight"].shape
     grid = round((tensors["pos_embed"].shape[1] - 1) ** 0.5)
     if num_heads < 1 or patch[0] % num_heads:
@@ -50,76 +78,37 @@ def _backbone(tensors: dict[str, Tensor], num_heads: int) -> Backbone:
             f"A backbone of width {patch[0]} cannot be split into num_heads={num_heads} heads: give the number that it "
             "was trained with."
         )
-    depth = 1 + max(int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name)))
     vit = VisionTransformer(
         img_size=grid * patch[2],
         patch_size=patch[2],
         embed_dim=patch[0],
         depth=depth,
         num_heads=num_heads,
-        mlp_ratio=tensors["blocks.0.mlp.fc1.weight"].shape[0] / patch[0],
+        mlp_ratio=tensors[fc1].shape[0] / patch[0],
         num_classes=0,
         dynamic_img_size=True,
     ).to(tensors["pos_embed"].dtype)
     own = vit.state_dict()
-    _need(tensors, "a backbone", *own)
-    vit.load_state_dict({name: tensors[name] for name in own})
+    vit.load_state_dict(_taken(method, tensors, {name: READERS[method].rename(name, depth) for name in own}, own))
     half = (0.5, 0.5, 0.5)
     size = (grid * patch[2], grid * patch[2])
     return Backbone(Loaded(vit, "released checkpoint", "the authors' code", "vit", half, half, "bicubic", size))
 
 
-def _hst(backbone: Backbone, tensors: dict[str, Tensor], *, heads: tuple[int, ...] = (2, 4, 8, 12)) -> Model:
-    bridges = [f"T_Bridge_{s}.weight" for s in (1, 2, 3, 4)]
-    _need(tensors, "hst", *bridges, "m_embeddings.0", "m_block1.0.mlp.fc1.weight", "head.weight")
-    widths = tuple(tensors[name].shape[0] for name in bridges)
-    return build(
-        backbone,
-        "hst",
-        classes=len(tensors["head.weight"]),
-        widths=widths,
-        heads=heads,
-        mlp_ratio=tensors["m_block1.0.mlp.fc1.weight"].shape[0] // widths[0],
-        meta_tokens=tensors["m_embeddings.0"].shape[1],
-    )
-
-
-def _hst_name(name: str, backbone: Backbone) -> str:
-    """AFeng-x/HST: m_* are the side network, T_Bridge_s the bridge, m_embeddings the meta tokens."""
-    if name.startswith("head.fc."):
-        return name.replace("head.fc", "head")
-    name = name.removeprefix("method.").removeprefix("contacts.trained.")
-    match = re.match(r"stages\.(\d)\.(\w+)\.?(.*)", name)
-    if not match:
-        return name.replace("meta.", "m_embeddings.").replace("pooled_norm", "fc_norm")
-    stage, part, rest = int(match[1]) + 1, match[2], match[3]
-    index, _, leaf = rest.partition(".")
-    if part == "down":
-        return f"m_patch_embed1.conv.{index}.{leaf}" if stage == 1 else f"m_patch_embed{stage}.proj.{leaf}"
-    if part == "blocks":
-        leaf = re.sub(r"^(q|k|v|proj)\.", r"attn.\1.", leaf)
-        return f"m_block{stage}.{index}." + re.sub(r"^(fc[12])\.", r"mlp.\1.", leaf)
-    if part == "meta_norms":
-        return f"m_proj_norm{(stage - 1) * (backbone.depth // 4) + int(index) + 1}.{leaf}"
-    theirs = {"down_norm": f"m_patch_embed{stage}.norm", "bridge": f"T_Bridge_{stage}", "norm": f"m_norm{stage}"}
-    return f"{theirs[part]}.{rest}"
-
-
-def _need(tensors: dict[str, Tensor], what: str, *names: str) -> None:
-    missing = [name for name in names if name not in tensors]
-    if missing:
-        raise RequestError(
-            f"This is no whole checkpoint of {what}: {missing[0]!r} is missing"
-            + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
-            + f" among its {len(tensors)} tensors; give the whole state dict, backbone and head included."
-        )
-
-
-class Reader(NamedTuple):
-    """What is known of one method's released code."""
-
-    build: Callable[..., Model]  # (backbone, their tensors, **settings) -> the model, its tensors still to be filled
-    translate: Callable[[str, Backbone], str]  # our name of a tensor -> theirs
-
-
-READERS = {"hst": Reader(_hst, _hst_name)}
+def _taken(
+    method: str, tensors: dict[str, Tensor], theirs: dict[str, str], ours: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Their tensors under our names. theirs: our name -> their name; ours: our name -> a tensor of the right shape."""
+    need(method, tensors, *theirs.values())
+    taken = {}
+    for name, source in theirs.items():
+        tensor, shape = tensors[source], ours[name].shape
+        if tensor.shape == (*shape, 1):  # their linear layer is a convolution with a kernel of 1
+            tensor = tensor.squeeze(-1)
+        if tensor.shape != shape:
+            raise RequestError(
+                f"The tensor {source!r} of this checkpoint of {method} is {list(tensor.shape)}, but the others call "
+                f"for {list(shape)}: give a state dict as the released code saved it."
+            )
+        taken[name] = tensor
+    return taken

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,12 +115,15 @@ def train(
     *,
     after_epoch: Callable[[Progress], None] = lambda progress: None,
     on_step: Callable[[Progress, int, float], None] = lambda progress, steps, loss: None,
+    on_calibrate: Callable[[int, int], None] = lambda done, pictures: None,
 ) -> Progress:
     """Trains until the last epoch, from the checkpoint if there is one.
 
     Every epoch begins from a state of the random generators that depends on (seed, epoch, rank) alone; therefore a fit
     that was killed and resumed ends in the same weights as one that never was. `after_epoch` may add to the last record
-    of `progress.history` before it is saved; `on_step` gets the number of all steps and the loss of the last one.
+    of `progress.history` before it is saved; `on_step` gets the number of all steps and the loss of the last one. A
+    method that has to calibrate does it before the first epoch (`on_calibrate` gets pictures done and all), and once:
+    what it has learned is in the checkpoint of epoch 0.
     """
     trained = model.trained()
     optimizer = optimiser(trained, settings)
@@ -134,6 +137,10 @@ def train(
             f"There are {len(pictures)} pictures to train on, which is not one batch: give more pictures."
         )
     steps = settings.epochs * steps_per_epoch
+    if not model.method.ready:
+        _calibrate(model, pictures, preprocess, settings, fabric, on_calibrate)
+        if fabric.is_global_zero:
+            checkpoint.save(model, optimizer, progress)
     store = activation_store(model, len(pictures), settings.memory, fabric)
     for epoch in range(progress.epoch, settings.epochs):
         begun = time.perf_counter()
@@ -174,6 +181,29 @@ def train(
             checkpoint.save(model, optimizer, progress)
         fabric.barrier()
     return progress
+
+
+def _calibrate(
+    model: Model,
+    pictures: Pictures,
+    preprocess: Preprocess,
+    settings: Settings,
+    fabric: Fabric,
+    tell: Callable[[int, int], None],
+) -> None:
+    """Every process passes over all pictures, so that all come to the same result."""
+    dtype = next(model.head.parameters()).dtype
+    n, size = len(pictures), settings.batch_size
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        order = [list(range(first, min(first + size, n))) for first in range(0, n, size)]
+        for pixels, labels, indices in pictures.batches(order):
+            yield preprocess.normalise(pixels.to(fabric.device)).to(dtype), labels.to(fabric.device)
+            tell(int(indices.max()) + 1, n)
+
+    model.eval()
+    with fabric.autocast():
+        model.method.calibrate(model.backbone, batches())
 
 
 def _check_finite(losses: list[Tensor], step: int) -> None:

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import timm
@@ -46,6 +47,7 @@ class Loaded(NamedTuple):
     std: tuple[float, float, float]
     interpolation: str
     size: tuple[int, int]  # pixels (H, W) of the position embedding
+    model_args: Mapping[str, Any] = MappingProxyType({})  # what timm.create_model needs besides the architecture
 
 
 def load(name: str, *, say: Say = lambda line: None) -> Loaded:
@@ -75,11 +77,18 @@ def load(name: str, *, say: Say = lambda line: None) -> Loaded:
 
 
 def save(
-    vit: VisionTransformer, path: str | Path, *, architecture: str, source: str, model_args: Mapping | None = None
+    vit: VisionTransformer,
+    path: str | Path,
+    *,
+    architecture: str,
+    source: str,
+    model_args: Mapping | None = None,
+    pretrained_cfg: Mapping | None = None,
 ) -> None:
     """Write `vit` as a weight file that `load` reads; a reader never sees a half-written one.
 
-    `model_args` are what `timm.create_model` needs besides the architecture's name. Raises WorkError.
+    `model_args` are what `timm.create_model` needs besides the architecture's name; `pretrained_cfg` is the
+    preprocessing, that of `vit` unless given. Raises WorkError.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +97,7 @@ def save(
         "architecture": architecture,
         "source": source,
         "model_args": json.dumps(dict(model_args or {})),
-        "pretrained_cfg": json.dumps({key: known[key] for key in PREPROCESSING if key in known}),
+        "pretrained_cfg": json.dumps(pretrained_cfg or {key: known[key] for key in PREPROCESSING if key in known}),
     }
     tensors = {name: tensor.detach().contiguous() for name, tensor in vit.state_dict().items()}
     with replacing(path) as temporary:
@@ -158,13 +167,15 @@ def _fill(vit: VisionTransformer, tensors: Mapping[str, Tensor], what: str) -> N
     vit.load_state_dict(state, assign=True)
 
 
-def _finish(vit: VisionTransformer, name: str, source: str, architecture: str) -> Loaded:
+def _finish(
+    vit: VisionTransformer, name: str, source: str, architecture: str, model_args: Mapping = MappingProxyType({})
+) -> Loaded:
     vit.eval().requires_grad_(False)
     known: Any = vit.pretrained_cfg
     patch_embed: Any = vit.patch_embed
     H, W = patch_embed.img_size
     mean, std = tuple(known["mean"]), tuple(known["std"])
-    return Loaded(vit, name, source, architecture, mean, std, known["interpolation"], (H, W))
+    return Loaded(vit, name, source, architecture, mean, std, known["interpolation"], (H, W), model_args)
 
 
 # A weight file
@@ -199,12 +210,13 @@ def _from_file(architecture: str, path: Path, name: str, *, cached: bool = False
         raise RequestError(
             f"{path}: 'mean' and 'std' in 'pretrained_cfg' must be three numbers each; correct the file."
         )
-    vit = _skeleton(architecture, _mapping(facts, "model_args", path), known)
+    model_args = _mapping(facts, "model_args", path)
+    vit = _skeleton(architecture, model_args, known)
     _fill(vit, tensors, f"{path} does not fit {architecture}")
     source = str(facts.get("source") or "")
     if not cached:
         source = f"file {path}" + (f" ({source})" if source else "")
-    return _finish(vit, name, source, architecture)
+    return _finish(vit, name, source, architecture, model_args)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

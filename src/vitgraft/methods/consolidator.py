@@ -92,8 +92,8 @@ class Consolidator(Method):
                 change = Grouped(reach, linear.in_features, self.branch_drop, parts=parts, reorder=self.reorder)
                 self.contacts.change(backbone, path, change)
         if "norm" in self.originals:
-            for path, layer in backbone.affine.items():
-                if isinstance(layer, nn.LayerNorm):
+            for path, module in backbone.affine.items():
+                if isinstance(module, nn.LayerNorm):
                     for name in ("weight", "bias"):
                         self.contacts.train_tensor(backbone, f"{path}.{name}")
 
@@ -194,6 +194,8 @@ class Grouped(Change):
 
 class Summed(Change):
     """What is left of the branches of a layer: one value per position of their common support [outs, ins], one bias."""
+
+    places: Tensor
 
     def __init__(self, support: np.ndarray, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()

@@ -84,8 +84,8 @@ class Bypass(nn.Module):
             nn.init.zeros_(self.conv.weight)
             nn.init.eye_(self.conv.weight.data[:, :, 1, 1])
         nn.init.zeros_(self.up.weight)
-        for layer in (self.down, self.conv, self.up):
-            nn.init.zeros_(layer.bias)
+        for bias in (self.down.bias, self.conv.bias, self.up.bias):
+            nn.init.zeros_(bias)  # type: ignore[arg-type]
 
     def forward(self, inputs: Tensor, outputs: Tensor, grid: tuple[int, int]) -> Tensor:
         """inputs [B, P+N, D] -> [B, P+N, D]; the sub-layer's own outputs are not looked at."""

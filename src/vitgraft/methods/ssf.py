@@ -45,7 +45,7 @@ class ScaleShift(Change):
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         gamma = self.gamma.view(-1, *[1] * (weight.ndim - 1))
-        return gamma * weight, None if bias is None else self.gamma * bias + self.beta
+        return gamma * weight, None if bias is None or self.beta is None else self.gamma * bias + self.beta
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = self.gamma * F.linear(x, weight, bias)

@@ -18,8 +18,8 @@ from ..method import Method, check_positive
 class VPT(Method):
     """Visual prompt tuning.
 
-    form: "deep" or "shallow" (section 3.2). prompts: M, per block in the deep form; the paper searches 1 to 200 per task,
-    10 is the middle of its deep grid. Prompts start uniform within sqrt(6 / (3 p^2 + D)), p the patch size (released code).
+    form: "deep" or "shallow" (section 3.2). prompts: M, per block in the deep form; the paper searches 1 to 200 per
+    task. Prompts start uniform within sqrt(6 / (3 p^2 + D)), p the patch size (released code).
 
     Parameters for L blocks of width D: L M D, 92,160 on ViT-B/16; shallow M D.
     """

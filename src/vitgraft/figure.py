@@ -1,0 +1,399 @@
+"""A figure of one transformer block and of all that a method adds to it, drawn from the method's own contacts.
+
+    python -m vitgraft.figure docs/methods      # draws the figures of every method again
+
+Nothing here knows a method: a new file in `methods/` has its figure at once.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import method as methods
+from .backbone import Backbone
+from .catalogue import VIT_B16, attached, shape_of
+from .files import write_bytes
+from .method import Method
+from .shapes import Shapes
+
+STREAM = 112  # x of the residual stream; what stands on it is WIDE
+WIDE = 144
+COLUMNS, COLUMN = (198, 308, 418, 528, 638), 98  # x of the boxes of a sub-layer, and their width
+RETURN = 754  # x of the line on which a sub-layer comes back to the stream
+LINE = 19  # from one line in a box to the next
+
+# The boxes of a sub-layer, by the timm name of what they hold; the first that fits a name has it.
+ATTENTION = {"norm1": "norm1", "attn.qkv": "qkv", "attn": "attention", "attn.proj": "proj", "ls1": "LayerScale"}
+MLP = {"norm2": "norm2", "mlp.fc1": "fc1", "mlp": "GELU", "mlp.fc2": "fc2", "ls2": "LayerScale"}
+INSIDE = sorted([*ATTENTION, *MLP], key=len, reverse=True)
+EMBEDDING = {"cls_token": "class token", "reg_token": "registers", "pos_embed": "position"}
+OUTSIDE = {"patch_embed": "patch", "norm": "norm", **dict.fromkeys([*EMBEDDING, "norm_pre"], "position")}
+LEGEND = {
+    "train": "trains: a copy of these tensors",
+    "weight": "changed: other values in the layer's place",
+    "branch": "beside: added to the stream",
+    "after": "after: the stream passes through it",
+    "tokens": "extra tokens, in front of the others",
+    "tap": "read by a side network",
+}
+
+
+@dataclass
+class Part:
+    """What a method does at one place; sizes: block (None outside the blocks) -> how many parameters."""
+
+    kind: str
+    label: str
+    module: nn.Module | None = None
+    sizes: dict[int | None, int] = field(default_factory=dict)
+
+
+def parts(method: Method) -> dict[str, list[Part]]:
+    """Every place of the figure that the contacts touch, and how; but for tokens and taps, which have no layer."""
+    c = method.contacts
+    found: dict[str, dict[tuple[str, str], Part]] = {}
+
+    def add(block: int | None, place: str, kind: str, label: str, size: int, module: nn.Module | None = None) -> None:
+        part = found.setdefault(place, {}).setdefault((kind, label), Part(kind, label, module))
+        part.sizes[block] = part.sizes.get(block, 0) + size
+
+    trained: dict[tuple[int | None, str], dict[str, int]] = {}
+    for name, tensor in c.trained.named_parameters():
+        leaves, leaf = trained.setdefault(_place(name), {}), name.rpartition(".")[2]
+        leaves[leaf] = leaves.get(leaf, 0) + tensor.numel()
+    for (block, place), leaves in trained.items():
+        add(block, place, "train", ", ".join(leaves), sum(leaves.values()))
+    for path, change in c.change_at.items():
+        add(*_place(path), "weight", type(change).__name__, _size(change), change)
+    for kind, places in (("branch", c.branch_at), ("after", c.after_at)):
+        for path, module in places.items():
+            block, place = _place(path)
+            add(block, f"{place} {kind}", kind, type(module).__name__, _size(module), module)
+    return {place: list(kinds.values()) for place, kinds in found.items()}
+
+
+def _place(path: str) -> tuple[int | None, str]:
+    """The block (None outside) and the place of the figure to which a timm name belongs."""
+    inside = re.match(r"blocks\.(\d+)\.(.*)", path)
+    if inside is None:
+        return None, next((OUTSIDE[place] for place in OUTSIDE if f"{path}.".startswith(f"{place}.")), "pool")
+    return int(inside[1]), next(place for place in [*INSIDE, ""] if f"{inside[2]}.".startswith(f"{place}."))
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def reads(branch: nn.Module, backbone: Backbone) -> tuple[bool, bool]:
+    """Whether a branch looks at what enters its sub-layer, and at what leaves it: whether a gradient goes there."""
+    inputs, outputs = (torch.zeros(1, backbone.prefix + 2, backbone.width, requires_grad=True) for _ in range(2))
+    with torch.enable_grad():
+        result = copy.deepcopy(branch).to_empty(device="cpu").float().eval()(inputs, outputs, (1, 2))
+        first, second = torch.autograd.grad(result.sum(), (inputs, outputs), allow_unused=True)
+    return first is not None, second is not None
+
+
+def where(blocks: Iterable[int], depth: int) -> str:
+    """Blocks in words."""
+    found = sorted(blocks)
+    if len(found) == depth:
+        return f"all {depth} blocks"
+    if len(found) == 1:
+        return f"block {found[0]} only"
+    if found == list(range(found[0], found[-1] + 1)):
+        return f"blocks {found[0]} to {found[-1]}"
+    return f"blocks {', '.join(map(str, found))}" if len(found) < 5 else f"{len(found)} of {depth} blocks"
+
+
+class Figure(Shapes):
+    """The figure of an attached method, from top to bottom; `y` is how far down it has come."""
+
+    def __init__(self, method: Method, backbone: Backbone) -> None:
+        super().__init__()
+        self.method, self.backbone, self.contacts = method, backbone, method.contacts
+        self.names = set(backbone.tensors())
+        self.parts = parts(method)
+        inside = sum(sum(part.sizes.values()) for found in self.parts.values() for part in found)
+        extra = sum(tokens.numel() for tokens, _ in self.contacts.tokens.values())
+        self.rest = _size(method) - inside - extra  # parameters that stand at no place: a side network's, or shared
+        if self.contacts.taps:
+            self.parts["side"] = [Part("tap", "side network", sizes={None: self.rest})]
+        self.y = 122.0
+
+    def draw(self) -> str:
+        self.header()
+        top = self.embedding()
+        self.block()
+        bottom = self.end()
+        self.below.append(f'<path class="stream" d="M{STREAM} {top:g}V{bottom:g}"/>')
+        self.legend()
+        return self.svg(self.y + 20, f"{self.method.title}: one block of {self.backbone.name} and what is added to it")
+
+    # ---------------------------------------------------------------------------------------------- boxes
+
+    def lines(self, place: str) -> list[tuple[str, str]]:
+        """What stands in a box: (kind, label) of each part, then its parameters and its blocks."""
+        found = self.parts.get(place, [])
+        sizes: dict[int | None, int] = {}
+        for part in found:
+            for block, size in part.sizes.items():
+                sizes[block] = sizes.get(block, 0) + size
+        lines = [(part.kind, part.label) for part in found]
+        lines += [("", _range(sizes.values()))] if any(sizes.values()) else []
+        blocks = [block for block in sizes if block is not None]
+        return lines + ([("", where(blocks, self.backbone.depth))] if 0 < len(blocks) < self.backbone.depth else [])
+
+    def height(self, *places: str, named: bool = True) -> float:
+        """Of boxes that are drawn beside each other."""
+        lines = max(len(self.lines(place)) for place in places)
+        return 14 + LINE * lines + (18 + 4 * (lines > 0) if named else 0)
+
+    def box(self, x: float, y: float, w: float, h: float, name: str, place: str, plain: str = "plain") -> None:
+        """A box with a name, or none, and with what the method does there."""
+        found, lines = self.parts.get(place, []), self.lines(place)
+        self.rect(x, y, w, h, found[-1].kind if found else plain)
+        at = y + h / 2 + 4.5 - LINE / 2 * (len(lines) - (not name))
+        if name:
+            self.text(x + w / 2, at - (len(lines) > 0), name, "strong" if found else "soft", most=w - 8)
+            at += LINE
+        for i, (kind, words) in enumerate(lines):
+            if kind:
+                self.pill(x + w / 2, at + LINE * i, words, kind, most=w - 10)
+            else:
+                self.text(x + w / 2, at + LINE * i, words, "small soft", most=w - 8)
+
+    # ---------------------------------------------------------------------------------------------- from top to bottom
+
+    def header(self) -> None:
+        """The method, its size, and what follows from its contacts."""
+        m, backbone = self.method, self.backbone
+        usual = type(m)().arguments()
+        given = [_words(key, value) for key, value in m.arguments().items() if value != usual[key]]
+        self.text(40, 44, m.title, "title", "start")
+        if given:
+            self.text(760, 44, " · ".join(given), "soft", "end", most=330)
+        size = f"{m.size:,} parameters" + (f" stored, {_size(m):,} while they train," if _size(m) != m.size else "")
+        on = f"{_short(backbone.name)} ({backbone.depth} blocks of width {backbone.width})"
+        self.text(40, 70, f"{size} on {on}", "", "start")
+        crosses = "gradients cross the backbone" if m.crosses_backbone else "no gradient crosses the backbone"
+        merges = "can be merged into it" if m.mergeable else "cannot be merged into it"
+        self.text(40, 91, f"{crosses} · {merges}", "soft", "start")
+
+    def embedding(self) -> float:
+        """Picture, patch embedding, class token and position; where the stream begins."""
+        h, beside = self.height("patch"), self.height("position")
+        self.text(STREAM, self.y, "picture", "soft")
+        self.wire((STREAM, self.y + 6), (STREAM, self.y + 26))
+        self.box(STREAM - WIDE / 2, self.y + 26, WIDE, h, "patch embedding", "patch")
+        top = self.y + 26 + h
+        self.y = top + max(24, beside / 2 - h + 10)
+        there = [words for name, words in EMBEDDING.items() if name in self.names]
+        if there:
+            self.box(COLUMNS[0], self.y - beside / 2, 208, beside, ", ".join(there), "position")
+            self.wire((COLUMNS[0], self.y), (STREAM + 9, self.y))
+            self.plus(STREAM, self.y)
+        self.y += max(31, beside / 2 + 16)
+        return top
+
+    def block(self) -> None:
+        """The frame, and what happens in it."""
+        top = self.y
+        self.text(RETURN + 6, top + 24, f"one of {self.backbone.depth} blocks", "strong", "end")
+        self.y += 36
+        if self.contacts.tokens:
+            self.enter()
+        for name, boxes in (("attn", ATTENTION), ("mlp", MLP)):
+            self.sublayer(name, boxes)
+        self.leave()
+        for style, by in (("behind", 8), ("behind", 4), ("block", 0)):
+            frame = f'x="{24 + by}" y="{top + by:g}" width="744" height="{self.y - top:g}" rx="12"'
+            self.below.append(f'<rect class="{style}" {frame}/>')
+        self.y += 8
+
+    def sublayer(self, name: str, boxes: dict[str, str]) -> None:
+        """Norm to LayerScale beside the stream, branches beside them, the sum, and what comes after it."""
+        h = self.height(*boxes)
+        middle = self.y + h / 2
+        x = float(STREAM)
+        for left, (place, words) in zip(COLUMNS, boxes.items(), strict=True):
+            self.wire((x, middle), (left, middle))
+            absent = words == "LayerScale" and f"blocks.0.{place}.gamma" not in self.names
+            self.box(left, self.y, COLUMN, h, words, place, "absent" if absent else "plain")
+            x = left + COLUMN
+        self.y += h
+        self.wire((x, middle), (RETURN, middle), tip=False)
+        start = middle
+        if branch := self.parts.get(f"{name} branch"):
+            assert branch[0].module is not None
+            top, h = self.y + 22, self.height(f"{name} branch", named=False)
+            for read, left in zip(reads(branch[0].module, self.backbone), (COLUMNS[0], COLUMNS[3]), strict=True):
+                if read:
+                    self.dot(left + COLUMN + 5, middle, "branch")
+                    self.wire((left + COLUMN + 5, middle), (left + COLUMN + 5, top), kind="branch")
+            self.box(COLUMNS[1] - 30, top, COLUMNS[4] - COLUMNS[1] + 48, h, "", f"{name} branch")
+            start = top + h / 2
+            self.wire((COLUMNS[4] + 18, start), (RETURN - 7, start), kind="branch")
+            self.wire((RETURN, middle), (RETURN, start - 7), tip=False)
+            self.plus(RETURN, start, 7)
+            self.y, start = top + h, start + 7
+        self.y += 22
+        self.wire((RETURN, start), (RETURN, self.y), (STREAM + 9, self.y))
+        self.plus(STREAM, self.y)
+        self.y += 30
+        if f"{name} after" in self.parts:
+            h = self.height(f"{name} after", named=False)
+            self.box(STREAM - WIDE / 2, self.y - 8, WIDE, h, "", f"{name} after")
+            self.y += h + 8
+
+    def enter(self) -> None:
+        """Extra tokens on their way into the sequence."""
+        sets, depth = self.contacts.tokens, self.backbone.depth
+        many = _range(tokens.shape[1] for tokens, _ in sets.values())
+        how = f"put in at {where(sets, depth)}" if len(sets) < depth else "each block has its own"
+        self.wire((COLUMNS[0] - 6, self.y), (STREAM + 5, self.y), kind="tokens")
+        end = self.squares()
+        self.text(end, self.y - 2, f"{many} extra token{'s' * (many != '1')}, {how}", "", "start")
+        self.text(end, self.y + 15, _range(tokens.numel() for tokens, _ in sets.values()), "small soft", "start")
+        self.y += 32
+
+    def squares(self) -> float:
+        """A few tokens in a row; where they end."""
+        many = max(tokens.shape[1] for tokens, _ in self.contacts.tokens.values())
+        self.dot(STREAM, self.y, "tokens", 4.5)
+        for i in range(min(many, 6)):
+            self.rect(COLUMNS[0] + 16 * i, self.y - 6, 12, 12, "tokens", 3)
+        end = COLUMNS[0] + 16 * min(many, 6)
+        if many > 6:
+            self.text(end, self.y + 4, "…", "", "start")
+        return end + (22 if many > 6 else 8)
+
+    def leave(self) -> None:
+        """What leaves the block on its way down: extra tokens, and taps."""
+        c, depth = self.contacts, self.backbone.depth
+        self.down: list[tuple[float, float, str]] = []  # x, y and kind of the lines to the side network
+        if c.tokens:
+            own = all(first == last for first, (_, last) in c.tokens.items())
+            lasts = where((last for _, last in c.tokens.values()), depth).removesuffix(" only")
+            end = "at the end of the block" if own else f"after {lasts}"
+            self.y += 4
+            if c.taps:  # what became of them is handed back together with the taps
+                self.dot(STREAM, self.y, "tokens", 4.5)
+                self.text(STREAM + 18, self.y - 8, f"the extra tokens {end}", "", "start", most=320)
+                self.down.append((460, self.y, "tokens"))
+            else:
+                self.text(self.squares(), self.y + 4, f"taken off again {end}", "", "start")
+                self.wire((STREAM + 5, self.y), (COLUMNS[0] - 6, self.y), kind="tokens")
+            self.y += 34
+        if c.taps:
+            inner = [i for i in c.taps if i >= 0]
+            words = [f"output of {where(inner, depth)}"] if inner else []
+            words += ["what enters block 0"] if -1 in c.taps else []
+            self.y += 4
+            self.dot(STREAM, self.y, "tap", 4.5)
+            self.text(STREAM + 18, self.y - 8, " and ".join(words), "", "start", most=320)
+            self.down.append((350, self.y, "tap"))
+            self.y += 22
+
+    def end(self) -> float:
+        """Final norm and head, or side network and head; how far down the stream goes."""
+        side = bool(self.contacts.taps)
+        h = max(self.height("norm", "side" if side else "pool"), 50)
+        top = self.y + 30
+        middle = top + h / 2
+        self.box(STREAM - WIDE / 2, top, WIDE, h, "norm", "norm")
+        if side:
+            self.box(278, top, 264, h, "", "side")
+            for x, y, kind in self.down:
+                self.wire((STREAM + 5, y), (x, y), (x, top), kind=kind)
+        else:
+            self.box(COLUMNS[1], top, COLUMN, h, "pooling", "pool")
+            self.wire((STREAM + WIDE / 2, middle), (COLUMNS[1], middle))
+        self.wire((542 if side else COLUMNS[1] + COLUMN, middle), (COLUMNS[4], middle))
+        self.rect(COLUMNS[4], top, COLUMN, h, "head")
+        self.text(COLUMNS[4] + COLUMN / 2, middle - 4, "head", "strong")
+        self.text(COLUMNS[4] + COLUMN / 2, middle + 14, "always trains", "small soft")
+        self.y = top + h
+        return top
+
+    def legend(self) -> None:
+        """Only what occurs."""
+        kinds = {part.kind for found in self.parts.values() for part in found} | ({"tokens"} & set(self.contacts.kinds))
+        scales = {f"blocks.{i}.{name}.gamma" for i in range(self.backbone.depth) for name in ("ls1", "ls2")}
+        entries = [("plain", "left as it is")]
+        entries += [] if scales & self.names else [("absent", "not in this backbone")]
+        entries += [(kind, words) for kind, words in LEGEND.items() if kind in kinds]
+        if self.rest and not self.contacts.taps:
+            entries.append(("", f"{self.rest:,} parameters shared by the coloured places"))
+        elif kinds:
+            entries.append(("", "numbers: parameters (in a block: of one block)"))
+        else:
+            entries.append(("", "nothing is added"))
+        self.y += 24
+        self.below.append(f'<path class="rule" d="M40 {self.y:g}H{RETURN + 6}"/>')
+        for i, (kind, words) in enumerate(entries):
+            x, y = 40 + 372 * (i % 2), self.y + 26 + 24 * (i // 2)
+            if kind:
+                self.rect(x, y - 12, 22, 15, kind, 4)
+            self.text(x + 32 if kind else x, y, words, "soft", "start")
+        self.y += 26 + 24 * ((len(entries) - 1) // 2)
+
+
+def _range(values: Iterable[int]) -> str:
+    low, *_, high = sorted([*(values := list(values)), *values])
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _words(key: str, value: Any) -> str:
+    """An argument that differs from its default; of a dict, its first value, which says what the rest is about."""
+    if isinstance(value, dict):
+        value = next(iter(value.values()), "")
+    text = " ".join(map(str, value)) or "none" if isinstance(value, (tuple, list)) else str(value)
+    return key.replace("_", " ") + ("" if value is True else f" {text}")
+
+
+def _short(name: str) -> str:
+    """ViT-B/16 for vit_base_patch16_224."""
+    found = re.match(r"vit_(tiny|small|base|large|huge)_patch(\d+)", name)
+    return f"ViT-{'Ti' if found[1] == 'tiny' else found[1][0].upper()}/{found[2]}" if found else name
+
+
+def svg(method: Method, backbone: Backbone) -> str:
+    """The figure of an attached method as SVG; its tensors may be on torch's meta device."""
+    return Figure(method, backbone).draw()
+
+
+def figures(name: str, backbone: Backbone) -> dict[str, str]:
+    """A method's figures by file name: with its defaults, and of each published form that touches other places."""
+    drawn: dict[str, str] = {}
+    seen: list[object] = []
+    for arguments in ({}, *methods.find(name).variants):
+        method = attached(name, backbone, **arguments)
+        c = method.contacts
+        touched = {place: {(part.kind, part.label) for part in found} for place, found in parts(method).items()}
+        if (places := (touched, {first: last for first, (_, last) in c.tokens.items()}, c.taps)) not in seen:
+            seen.append(places)
+            words = [_words("" if isinstance(v, (str, dict, tuple)) else k, v) for k, v in arguments.items() if v]
+            words = [word for text in words for word in text.split() if not re.match(r"[\d.]+$", word)]
+            drawn["-".join([name, *words]) + ".svg"] = svg(method, backbone)
+    return drawn
+
+
+def main(folder: str) -> None:
+    """Draws the figures of every method into a folder."""
+    backbone = shape_of(VIT_B16)
+    for name in methods.names():
+        for file, drawing in figures(name, backbone).items():
+            write_bytes(Path(folder) / file, drawing.encode())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

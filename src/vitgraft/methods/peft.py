@@ -1,0 +1,200 @@
+"""A bridge to the package peft: whatever it can put on the backbone's layers runs here, under our protocol.
+
+peft (Mangrulkar et al. 2022, github.com/huggingface/peft) replaces modules of a model. It gets a copy of the ViT for that:
+each module that it replaced there becomes a `Change` of the backbone's own layer, each tensor of the ViT that it would
+train a trained copy. So the backbone stays as it is, and none of its tensors gets into the method.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..backbone import Backbone
+from ..contacts import Change
+from ..errors import RequestError, near_misses
+from ..method import Method
+
+# peft takes a text as a pattern of the whole path; the name "proj" would be the patch embedding's too.
+BLOCKS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
+DEFAULT = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": BLOCKS}
+# What peft's file says about the model that it was saved from: here the model is ours, and it trains.
+OURS = {"task_type": None, "inference_mode": False, "base_model_name_or_path": None, "revision": None}
+# What peft puts into the name of a tensor of the model that it trains itself, or in a copy.
+MARKS = re.compile(r"^base_model\.model\.|\.(base_layer|modules_to_save\.default|ln_tuning_layers\.default)(?=\.)")
+
+
+class Peft(Method):
+    """Any method of the package peft that changes the backbone's layers.
+
+    peft_config: a JSON file as peft writes it (adapter_config.json, or the folder that holds it), or its content as a
+    dict; without it LoRA of rank 8 and alpha 8 on qkv, proj, fc1 and fc2 of every block. The content is kept, so an
+    adapter does not need the file. Needs the package: pip install 'vitgraft[peft]'.
+
+    Parameters: as many as peft makes of the configuration; of the default, for L blocks of width D, rank 8 times
+    16 L D: 1,179,648 on ViT-B/16.
+    """
+
+    title = "peft, any method of that package"
+    paper = "Mangrulkar et al. 2022, github.com/huggingface/peft"
+    variants = (
+        {
+            "peft_config": {
+                "peft_type": "IA3",
+                "target_modules": ["qkv", "attn.proj"],
+                "feedforward_modules": ["attn.proj"],
+            }
+        },
+        {"peft_config": {"peft_type": "LN_TUNING", "target_modules": ["norm1", "norm2"]}},
+        {"peft_config": {"peft_type": "VERA", "r": 4, "target_modules": ["qkv", "attn.proj"]}},
+    )
+    needs = "peft"
+
+    def __init__(self, *, peft_config: str | dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.peft_config = DEFAULT if peft_config is None else _read(peft_config)
+
+    def attach(self, backbone: Backbone) -> None:
+        super().attach(backbone)
+        model = _inject(self.peft_config, backbone)
+        trains = {MARKS.sub("", name): p for name, p in model.named_parameters() if p.requires_grad}
+        for name in [name for name in trains if name in backbone.tensors()]:
+            self.contacts.train_tensor(backbone, name)
+            del trains[name]
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        shared: set[nn.Module] = set()
+        for name, layer in list(model.named_modules()):
+            if not isinstance(layer, BaseTunerLayer) or hasattr(layer, "ln_tuning_layers"):
+                continue
+            path = MARKS.sub("", name)
+            if path not in backbone.affine:
+                raise RequestError(
+                    f"The target_modules match {path!r}, which is no layer of {backbone.name} that a method can change: "
+                    f"name it in exclude_modules, or give target_modules as a pattern of whole paths, like {BLOCKS!r}."
+                )
+            base = layer.get_base_layer()
+            plain = backbone.affine[path]
+            if any(_differ(p, getattr(base, name)) for name, p in plain.named_parameters()):
+                raise RequestError(
+                    f"This configuration alters the weights of the backbone itself (those of {path}), and an adapter "
+                    "here leaves them as they are: choose another initialisation, for example init_lora_weights true."
+                )
+            self.contacts.change(backbone, path, Bridge(layer, shared))
+        ours = set(self.contacts.changes.parameters())
+        for name, p in trains.items():
+            if p not in ours:
+                raise RequestError(
+                    f"This configuration trains {name!r}, which belongs to no layer of the backbone, and peft's model "
+                    "around the backbone is not run here: choose another peft_type."
+                )
+
+
+class Bridge(Change):
+    """A layer of peft around one of the backbone's, whose weight and bias come in with each call."""
+
+    def __init__(self, layer: nn.Module, shared: set[nn.Module]) -> None:
+        """`shared` collects the modules that were met in other layers already: they stay registered in one only."""
+        super().__init__()
+        self.layer = layer
+        base: Any = layer.get_base_layer()
+        for name in dict(base.named_parameters()):
+            setattr(base, name, None)
+        for module in list(layer.modules()):
+            for name, child in list(module.named_children()):
+                if child in shared:  # the state would hold it twice, and does not have to
+                    del module._modules[name]
+                    module.__dict__[name] = child
+            for name, p in list(module.named_parameters(recurse=False)):
+                if not p.requires_grad:  # part of the state, but not of what trains
+                    delattr(module, name)
+                    module.register_buffer(name, p.detach())
+        shared.update(layer.modules())
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x [B, P+N, in] -> [B, P+N, out]; of the patch embedding [B, 3, H, W] -> [B, out, h, w]."""
+        tensors = {"base_layer.weight": weight, **({} if bias is None else {"base_layer.bias": bias})}
+        return functional_call(self.layer, tensors, (x,))
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the layer does, as weight and bias: its answers to zero and to each unit vector, which are all there is
+        to know where it is affine. RequestError where a linear layer is not; gradients cross."""
+        with torch.autocast(weight.device.type, enabled=False):
+            units = torch.eye(weight[0].numel(), dtype=weight.dtype, device=weight.device).view(-1, *weight.shape[1:])
+            offset = self(torch.zeros_like(units[:1]), weight, bias)
+            W = (self(units, weight, bias) - offset).flatten(1).mT.reshape(weight.shape)
+            b = None if bias is None else offset.flatten()
+            if weight.ndim == 2:
+                x = torch.linspace(-1, 1, len(units), dtype=weight.dtype, device=weight.device)[None]
+                y = self(x, weight, bias)
+                if (y - F.linear(x, W, b)).norm() > 1e-3 * y.norm():
+                    raise RequestError(
+                        f"A {type(self.layer).__module__}.{type(self.layer).__name__} of peft is not linear in what it "
+                        "receives, so no weight and bias can stand for it: keep it as an adapter."
+                    )
+        return W, b
+
+
+def _read(given: Any) -> dict[str, Any]:
+    """A configuration from a file of peft, a folder with one, a dict, or an object of peft; RequestError if it is none."""
+    try:
+        if isinstance(given, (str, Path)):
+            path = Path(given, "adapter_config.json") if Path(given).is_dir() else Path(given)
+            found = json.loads(path.read_text())
+        else:
+            plain = given.to_dict() if hasattr(given, "to_dict") else given
+            found = json.loads(json.dumps(plain, default=sorted))  # peft holds names in sets
+    except (OSError, TypeError, ValueError) as error:
+        raise RequestError(
+            f"The peft_config {given!r} cannot be read ({error}): give a JSON file as peft writes it, with peft_type and "
+            "target_modules."
+        ) from error
+    if not isinstance(found, dict) or not isinstance(found.get("peft_type"), str):
+        raise RequestError(f'The peft_config {given!r} states no peft_type: give it one, for example "LORA".')
+    return found
+
+
+def _inject(given: dict[str, Any], backbone: Backbone) -> nn.Module:
+    """A model of peft around a copy of the ViT; RequestError where peft is missing, or cannot make it."""
+    try:
+        import peft
+    except ImportError as error:
+        raise RequestError(
+            f"The method peft needs the package peft, which cannot be imported here ({error}): "
+            "pip install 'vitgraft[peft]'."
+        ) from error
+    kinds = {kind.value: cls for kind, cls in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    kind = given["peft_type"]
+    if kind not in kinds:
+        raise RequestError(
+            f"There is no peft_type {kind!r} in peft {peft.__version__}: there are {', '.join(sorted(kinds))}; choose "
+            f"one of these.{near_misses(kind.upper(), kinds)}"
+        )
+    fields = [field.name for field in dataclasses.fields(kinds[kind])]
+    for name in given:
+        if name not in fields:
+            raise RequestError(
+                f"{kind} of peft {peft.__version__} has no setting {name!r}: take it out of the configuration, or "
+                f"install the version of peft that wrote it.{near_misses(name, fields)}"
+            )
+    try:
+        return peft.get_peft_model(copy.deepcopy(backbone.vit), kinds[kind](**{**given, **OURS}))
+    except Exception as error:  # whatever a part of peft raises, it is about the configuration
+        raise RequestError(
+            f"peft cannot put {kind} on {backbone.name} as this configuration asks ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}): correct it, or choose another peft_type."
+        ) from error
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors that hold numbers (not those that only have a shape) hold different ones."""
+    return type(a.detach()) is Tensor and not a.is_meta and not torch.equal(a, b)
