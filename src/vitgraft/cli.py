@@ -46,6 +46,10 @@ def parser(method: type[Method] | None = None) -> argparse.ArgumentParser:
     for command in (evaluate, predict):
         command.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be read")
 
+    merge = _command(commands, "merge", _merge, "backbone, method and head of a run as one file that timm alone loads")
+    _run_argument(merge)
+    merge.add_argument("--out", required=True, metavar="FILE", help="model.safetensors, a new file")
+
     info = _command(commands, "info", _info, "what a run is")
     info.add_argument("run", metavar="RUN", help="folder of a run, or an adapter file")
     info.add_argument("--json", action="store_true", help="JSON on standard output")
@@ -187,6 +191,27 @@ def _predict(given: argparse.Namespace) -> None:
         return
     for row in found:
         print(f"{row['picture']}  {row['class']}  {row['probability']:.1%}")
+
+
+def _merge(given: argparse.Namespace) -> None:
+    from .merge import export
+    from .run import Run
+
+    found = export(Run(given.run, given.backbone), given.out)
+    if given.json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    n, _, height, width = found["pictures"]
+    share = f"{found['relative']:.1e} of their norm ({found['tolerance']:.0e} allowed)"
+    lines = [
+        ("method", found["method"]),
+        ("merged", f"{len(found['changed'])} of {found['tensors']} tensors, and a head of {len(found['classes'])}"),
+        ("check", f"logits differ by {found['difference']:.1e} at most, {share}"),
+        ("", f"merged from unmerged, on {n} random pictures of {height} x {width}"),
+        ("file", f"{found['file']}, {found['bytes']:,} bytes"),
+    ]
+    print("\n".join(f"{name:15} {text}" for name, text in lines))
+    print("\nIn Python, without vitgraft:\n", *found["python"], sep="\n")
 
 
 def _info(given: argparse.Namespace) -> None:

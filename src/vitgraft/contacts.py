@@ -8,7 +8,8 @@ and module tree never change.
 |---|---|---|
 | train  | the name of a tensor that exists | uses the method's own trainable copy in its place |
 | weight | a `Change` of one affine layer | computes the changed layer instead of the plain one |
-| branch | a module beside or after a sub-layer | beside: adds its output to the residual stream, outside LayerScale; after: passes the stream through it |
+| branch | a module beside a sub-layer | adds its output to the residual stream, outside LayerScale |
+|        | a module after a sub-layer | passes the residual stream through it |
 | tokens | extra tokens for one block or several | puts them in front, hands back what became of them, removes them |
 | tap    | the number of a block | hands back the block's output |
 
@@ -35,8 +36,8 @@ SUBLAYERS = ("attn", "mlp")
 class Change(nn.Module):
     """Other values in the place of one layer's own: `(W, b)` becomes `merged(W, b)`.
 
-    A subclass gives `merged`, which is the method's definition and what a merge writes. On linear layers it may override
-    `forward`, where the same product is cheaper without forming the merged weight.
+    A subclass gives `merged`, which is the method's definition and what a merge writes. On linear layers it may
+    override `forward`, where the same product is cheaper without forming the merged weight.
     """
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

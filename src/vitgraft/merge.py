@@ -193,7 +193,8 @@ def _compare(model: Model, vit: VisionTransformer, images: Tensor) -> tuple[floa
     unmerged: Any = model.eval()(images)
     model.train(training)
     differences = (vit(images) - unmerged).double()
-    return differences.abs().max().item(), (differences.norm() / unmerged.double().norm()).item()
+    largest = differences.abs().max().item()
+    return largest, (differences.norm() / unmerged.double().norm()).item() if largest else 0.0
 
 
 def _pictures(preprocess: Preprocess) -> Tensor:

@@ -18,7 +18,6 @@ from .contacts import Contacts
 from .errors import RequestError, near_misses
 from .features import Activations, Features
 
-
 # Contacts that no tensor of the backbone can stand for.
 OBSTACLES = {
     "branch": "it adds a branch to the residual stream, which no tensor of the backbone can stand for",
@@ -32,8 +31,8 @@ class Method(nn.Module):
 
     A subclass is one file in `methods/`. Its constructor's signature is its whole configuration (each argument kept
     under its own name); `attach` makes its tensors and declares its contacts; `features` is overridden by side networks
-    only. `calibrate` and `consolidate` are for the few that look at the training pictures first, or store less than they
-    train.
+    only. `calibrate` and `consolidate` are for the few that look at the training pictures first, or store less than
+    they train.
     """
 
     title: ClassVar[str] = ""

@@ -1,7 +1,7 @@
 """Adapter: a bottleneck after a sub-layer.
 
-Houlsby et al. 2019, arXiv 1902.00751: after attention and after the MLP. Pfeiffer et al. 2021, arXiv 2005.00247: after the
-MLP alone.
+Houlsby et al. 2019, arXiv 1902.00751: after attention and after the MLP. Pfeiffer et al. 2021, arXiv 2005.00247: after
+the MLP alone.
 
     y = Sublayer(z);  x = x + y + up(relu(down(y)))
 """

@@ -15,8 +15,8 @@ from ..method import Method, check_positive
 class AdaptFormer(Method):
     """Bottlenecks parallel to the MLP (section 3.2).
 
-    bottleneck: R; 64 in the paper, 8 in the VTAB-1k tables of the methods here. scale: s (paper). dropout: before the last
-    layer (released code).
+    bottleneck: R; 64 in the paper, 8 in the VTAB-1k tables of the methods here. scale: s (paper). dropout: before the
+    last layer (released code).
 
     Parameters for L blocks of width D: L (2 D R + R + D), 156,768 on ViT-B/16.
     """

@@ -4,9 +4,9 @@ Hao et al. 2023, arXiv 2305.00603. Beside each linear layer y = W x + b of every
 
     y = W x + b + sum_i Drop(A_i S_i x + beta_i)
 
-where A_i is block-diagonal with g_i blocks and S_i an optional shuffle of the channels. Two consolidations follow the fit:
-for storage, all branches of a layer become one value per position that any of them reaches; for inference, these are added
-to W and b.
+where A_i is block-diagonal with g_i blocks and S_i an optional shuffle of the channels. Two consolidations follow the
+fit: for storage, all branches of a layer become one value per position that any of them reaches; for inference, these
+are added to W and b.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 class Consolidator(Method):
     """Grouped connections beside qkv, proj, fc1 and fc2.
 
-    groups: the group number g of each branch; half the width unless given (384 on ViT-B/16, released code). reorder: the
-    channels are shuffled before they are grouped (off in the released training). split_qkv: q, k and v are grouped each
-    for itself and see every channel, instead of the fused layer, whose thirds see a third each (released code).
+    groups: the group number g of each branch; half the width unless given (384 on ViT-B/16, released code). reorder:
+    the channels are shuffled before they are grouped (off in the released training). split_qkv: q, k and v are grouped
+    each for itself and see every channel, instead of the fused layer, whose thirds see a third each (released code).
     branch_drop: the rate at which a branch is dropped per picture (released: 0, 0.2, 0.5 or 0.8 per task). originals:
-    which of the backbone's own tensors train too: "bias" those of the four layers, which the published size counts; "norm"
-    every LayerNorm, which the released code trains as well and the published size leaves out.
+    which of the backbone's own tensors train too: "bias" those of the four layers, which the published size counts;
+    "norm" every LayerNorm, which the released code trains as well and the published size leaves out.
 
-    Parameters for L blocks of width D with one branch: stored 12 L D^2 / g + 9 L D, 304,128 on ViT-B/16 (twice the second
-    term while it trains: 387,072); training the norms adds 4 L D + 2 D, 38,400.
+    Parameters for L blocks of width D with one branch: stored 12 L D^2 / g + 9 L D, 304,128 on ViT-B/16 (twice the
+    second term while it trains: 387,072); training the norms adds 4 L D + 2 D, 38,400.
     """
 
     title = "Consolidator"
@@ -99,18 +99,20 @@ class Consolidator(Method):
 
     @property
     def size(self) -> int:
-        """What is stored: one value per position that a branch reaches and one bias per layer, and what trains besides."""
-        return sum(p.numel() for p in self.contacts.trained.parameters()) + sum(
-            int(change.support.sum()) + (0 if f"{path}.bias" in self._trained() else len(change.support))
+        """One value per position that a branch reaches, one bias per layer, and what trains besides."""
+        trained = self._trained()
+        return sum(p.numel() for p in trained.values()) + sum(
+            int(change.support.sum()) + (0 if f"{path}.bias" in trained else len(change.support))
             for path, change in self._changes()
         )
 
     def consolidate(self) -> None:
-        """The first consolidation: of the branches of every layer their sum is left, beta in the bias if that trains."""
+        """The first consolidation: of each layer's branches their sum is left; beta joins the bias if that trains."""
+        trained = self._trained()
         for path, change in self._changes():
             if isinstance(change, Grouped):
                 weight, beta = (t.detach() for t in change.summed())
-                own = self._trained().get(f"{path}.bias")
+                own = trained.get(f"{path}.bias")
                 if own is not None:
                     own.data += beta
                 self.contacts.replace(path, Summed(change.support, weight, beta if own is None else None))

@@ -23,8 +23,8 @@ from ..method import Method, check_positive
 class Convpass(Method):
     """A bottleneck with a 3 x 3 convolution beside attention and MLP (Jie and Deng 2022, section 3.2).
 
-    sublayers: beside which (paper; attention alone is Convpass_attn). bottleneck: R, 8 everywhere in the paper. scale: s,
-    searched per task in 0.01, 0.1, 1, 10, 100 (section 4.1). conv_init: the convolution starts as the identity or by
+    sublayers: beside which (paper; attention alone is Convpass_attn). bottleneck: R, 8 everywhere in the paper. scale:
+    s, searched per task in 0.01, 0.1, 1, 10, 100 (section 4.1). conv_init: the convolution starts as the identity or by
     Xavier, chosen per task (released code). dropout: before the last layer (released code).
 
     Parameters for L blocks of width D: per bypass (2 R + 1) D + 9 R^2 + 2 R, two in every block: 327,552 on ViT-B/16

@@ -1,7 +1,7 @@
 """FacT: the updates of all layers as one factorised tensor.
 
-Jie and Deng 2023, arXiv 2212.03145. The updates of qkv, proj, fc1 and fc2 of all blocks are 12 L matrices D x D (fc1 and
-fc2 are four each), which share U and V:
+Jie and Deng 2023, arXiv 2212.03145. The updates of qkv, proj, fc1 and fc2 of all blocks are 12 L matrices D x D (fc1
+and fc2 are four each), which share U and V:
 
     TT:  dW_i = s V S_i U        S [12 L, R, R]
     TK:  dW_i = s V (sum_r P_ir C_r) U        P [12 L, R], C [R, R, R]
@@ -24,8 +24,8 @@ PER_BLOCK = {"attn.qkv": 3, "attn.proj": 1, "mlp.fc1": 4, "mlp.fc2": 4}
 class FacT(Method):
     """Factor tuning.
 
-    form: "tt" (tensor train) or "tk" (Tucker). rank: R; the paper's sizes are 16 at most for TT, 32 at most for TK. scale:
-    s, searched per task in 0.01, 0.1, 1, 10, 100 (section 4.1). dropout: between V and S (released code).
+    form: "tt" (tensor train) or "tk" (Tucker). rank: R; the paper's sizes are 16 at most for TT, 32 at most for TK.
+    scale: s, searched per task in 0.01, 0.1, 1, 10, 100 (section 4.1). dropout: between V and S (released code).
 
     Parameters for L blocks of width D: TT 2 D R + 12 L R^2, 61,440 on ViT-B/16; TK 2 D R + 12 L R + R^3.
     """
@@ -51,10 +51,10 @@ class FacT(Method):
             for layer, n in PER_BLOCK.items():
                 path = f"blocks.{i}.{layer}"
                 linear = backbone.linear(path)
-                if max(linear.in_features, linear.out_features) != D * (n if n != 1 else 1):
+                if max(linear.in_features, linear.out_features) != n * D:
                     raise RequestError(
-                        f"FacT cuts qkv into 3, fc1 and fc2 into 4 squares of the width, but {path} of {backbone.name} is "
-                        f"{linear.in_features} x {linear.out_features} at width {D}: take a backbone with MLP ratio 4."
+                        f"FacT cuts fc1 and fc2 into 4 squares of the width {D}, but {path} of {backbone.name} is "
+                        f"{linear.in_features} x {linear.out_features}: take a backbone with MLP ratio 4."
                     )
                 change = Slices(self.factors, first, n, inwards=layer == "mlp.fc2", scale=self.scale, drop=self.dropout)
                 self.contacts.change(backbone, path, change)

@@ -22,9 +22,9 @@ THIRDS = ("q", "k", "v")  # of the fused qkv
 class LoRA(Method):
     """Low-rank adaptation.
 
-    targets: which linear layers: q, k, v (a pair of their own inside the fused layer), qkv (one pair for all of it), proj,
-    fc1, fc2; q and v are the paper's. rank: R (8 in NOAH's VTAB-1k runs). alpha: the update is scaled by alpha / R.
-    dropout: before A.
+    targets: which linear layers: q, k, v (a pair of their own inside the fused layer), qkv (one pair for all of it),
+    proj, fc1, fc2; q and v are the paper's. rank: R (8 in NOAH's VTAB-1k runs). alpha: the update is scaled by alpha /
+    R. dropout: before A.
 
     Parameters for L blocks of width D: per target R (in + out), with D -> D for q, k, v and proj, D -> 3 D for qkv,
     D -> 4 D for fc1, 4 D -> D for fc2: 4 L R D with q and v, 294,912 on ViT-B/16.

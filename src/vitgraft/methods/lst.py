@@ -27,12 +27,12 @@ TEMPERATURE = 0.1  # T; section 3.2
 class LST(Method):
     """The side network that HST is measured against.
 
-    reduction: the side network is D / reduction wide (paper: 8). Side blocks are ViT blocks with MLP ratio 4
-    and the backbone's number of heads (or the largest part of it that divides d). They start at random; the paper's start
-    from a pruned backbone is not done here. Taps enter as they are; the pooled vector is taken as the backbone takes its.
+    reduction: the side network is D / reduction wide (paper: 8). Side blocks are ViT blocks with MLP ratio 4 and the
+    backbone's number of heads (or the largest part of it that divides d). They start at random; the paper's start from
+    a pruned backbone is not done here. Taps enter as they are; the pooled vector is taken as the backbone takes its.
 
-    Parameters for L blocks of width D, d = D / reduction: (L + 1) (D + 1) d down, L (12 d^2 + 13 d) blocks, L gates, 2 d
-    norm, (d + 1) D up: 2,376,492 on ViT-B/16.
+    Parameters for L blocks of width D, d = D / reduction: (L + 1) (D + 1) d down, L (12 d^2 + 13 d) blocks, L gates, 2
+    d norm, (d + 1) D up: 2,376,492 on ViT-B/16.
     """
 
     title = "LST, ladder side-tuning"

@@ -1,7 +1,7 @@
 """SCT: one small linear layer on each block's most salient channels.
 
-Zhao et al. 2023, arXiv 2309.08513. The K channels I of a block's features whose class-aware importance is highest are tuned,
-all others are left alone:
+Zhao et al. 2023, arXiv 2309.08513. The K channels I of a block's features whose class-aware importance is highest are
+tuned, all others are left alone:
 
     x_I = x_I + s (W x_I + b)                  or, scaling x,  x_I = s x_I + (W x_I + b)
 
@@ -27,8 +27,8 @@ class SCT(Method):
 
     mode: what is tuned (released code): "attn" the residual stream after the attention has been added to it, the
     published one; "mlp" the output of the MLP; "qkv" q and v, each with channels of its own. channels: K, one eighth of
-    the width unless given (paper). scale: s; 1 is the scale-free form that the released code runs. scale_x: s multiplies
-    x instead of the change (released configurations of CLEVR, dSprites and smallNORB).
+    the width unless given (paper). scale: s; 1 is the scale-free form that the released code runs. scale_x: s
+    multiplies x instead of the change (released configurations of CLEVR, dSprites and smallNORB).
 
     Parameters for L blocks: L (K^2 + K), twice that for "qkv": 111,744 on ViT-B/16.
     """
@@ -76,7 +76,7 @@ class SCT(Method):
         self.register_load_state_dict_post_hook(_be_ready)
 
     def choose(self, scores: list[Tensor]) -> None:
-        """The K highest of every block's scores ([D], or [3 D] for q | k | v), indices ascending, the first among equals."""
+        """Keeps the K highest of every block's scores ([D], or [3 D] for q | k | v); among equals the first."""
         for score, parts in zip(scores, self.salient, strict=True):
             for salient in parts.values():
                 part = score[salient.start : salient.start + self.width]
@@ -93,7 +93,7 @@ def class_aware_scores(backbone: Backbone, mode: str, batches: Iterable[tuple[Te
     """Per block the class-aware importance of every channel, float64 [D] ([3 D] for "qkv").
 
     Squares are summed per class and channel as the batches come; activations are never kept. As released, "attn" and
-    "mlp" are scored on the residual stream after the attention and after the MLP, although "mlp" tunes the MLP's output.
+    "mlp" are scored on the residual stream after the attention and the MLP, although "mlp" tunes the MLP's output.
     """
     contacts = Contacts()
     watches = [WatchOutputs() if mode == "qkv" else Watch() for _ in range(backbone.depth)]

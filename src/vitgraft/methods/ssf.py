@@ -1,6 +1,8 @@
 """SSF: every layer's output is scaled and shifted.
 
-Lian et al. 2022, arXiv 2210.08823:  y' = gamma * y + beta,  after every linear layer and LayerNorm and the patch embedding.
+Lian et al. 2022, arXiv 2210.08823. After every linear layer, every LayerNorm and the patch embedding:
+
+    y' = gamma * y + beta
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from ..method import Method
 class SSF(Method):
     """Scaling and shifting of deep features.
 
-    gamma starts at N(1, 0.02), beta at N(0, 0.02), as released, so the start is near the frozen backbone and not at it. A
-    layer without bias gets no shift: its tensors could not take one up.
+    gamma starts at N(1, 0.02), beta at N(0, 0.02), as released, so the start is near the frozen backbone and not at it.
+    A layer without bias gets no shift: its tensors could not take one up.
 
     Parameters for L blocks of width D, MLP ratio 4: 22 L D + 4 D, 205,824 on ViT-B/16.
     """
