@@ -31,7 +31,7 @@ def by_the_formula(vit, images, mode):
         vit(images)
     patches = [x[:, vit.num_prefix_tokens :] for x in seen]
     return [
-        torch.stack([torch.linalg.vector_norm(x[LABELS == k].flatten(0, 1), dim=0) for k in (0, 2, 7)]).mean(0)
+        torch.stack([torch.linalg.vector_norm(x[k == LABELS].flatten(0, 1), dim=0) for k in (0, 2, 7)]).mean(0)
         for x in patches
     ]
 

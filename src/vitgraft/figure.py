@@ -7,22 +7,18 @@ Nothing here knows a method: a new file in `methods/` has its figure at once.
 
 from __future__ import annotations
 
-import copy
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 from . import method as methods
 from .backbone import Backbone
 from .catalogue import VIT_B16, attached, shape_of
 from .files import write_bytes
 from .method import Method
+from .places import ATTENTION, EMBEDDING, MLP, Part, parts, reads, size_of, where
 from .shapes import Shapes
 
 STREAM = 112  # x of the residual stream; what stands on it is WIDE
@@ -31,12 +27,6 @@ COLUMNS, COLUMN = (198, 308, 418, 528, 638), 98  # x of the boxes of a sub-layer
 RETURN = 754  # x of the line on which a sub-layer comes back to the stream
 LINE = 19  # from one line in a box to the next
 
-# The boxes of a sub-layer, by the timm name of what they hold; the first that fits a name has it.
-ATTENTION = {"norm1": "norm1", "attn.qkv": "qkv", "attn": "attention", "attn.proj": "proj", "ls1": "LayerScale"}
-MLP = {"norm2": "norm2", "mlp.fc1": "fc1", "mlp": "GELU", "mlp.fc2": "fc2", "ls2": "LayerScale"}
-INSIDE = sorted([*ATTENTION, *MLP], key=len, reverse=True)
-EMBEDDING = {"cls_token": "class token", "reg_token": "registers", "pos_embed": "position"}
-OUTSIDE = {"patch_embed": "patch", "norm": "norm", **dict.fromkeys([*EMBEDDING, "norm_pre"], "position")}
 LEGEND = {
     "train": "trains: a copy of these tensors",
     "weight": "changed: other values in the layer's place",
@@ -45,73 +35,6 @@ LEGEND = {
     "tokens": "extra tokens, in front of the others",
     "tap": "read by a side network",
 }
-
-
-@dataclass
-class Part:
-    """What a method does at one place; sizes: block (None outside the blocks) -> how many parameters."""
-
-    kind: str
-    label: str
-    module: nn.Module | None = None
-    sizes: dict[int | None, int] = field(default_factory=dict)
-
-
-def parts(method: Method) -> dict[str, list[Part]]:
-    """Every place of the figure that the contacts touch, and how; but for tokens and taps, which have no layer."""
-    c = method.contacts
-    found: dict[str, dict[tuple[str, str], Part]] = {}
-
-    def add(block: int | None, place: str, kind: str, label: str, size: int, module: nn.Module | None = None) -> None:
-        part = found.setdefault(place, {}).setdefault((kind, label), Part(kind, label, module))
-        part.sizes[block] = part.sizes.get(block, 0) + size
-
-    trained: dict[tuple[int | None, str], dict[str, int]] = {}
-    for name, tensor in c.trained.named_parameters():
-        leaves, leaf = trained.setdefault(_place(name), {}), name.rpartition(".")[2]
-        leaves[leaf] = leaves.get(leaf, 0) + tensor.numel()
-    for (block, place), leaves in trained.items():
-        add(block, place, "train", ", ".join(leaves), sum(leaves.values()))
-    for path, change in c.change_at.items():
-        add(*_place(path), "weight", type(change).__name__, _size(change), change)
-    for kind, places in (("branch", c.branch_at), ("after", c.after_at)):
-        for path, module in places.items():
-            block, place = _place(path)
-            add(block, f"{place} {kind}", kind, type(module).__name__, _size(module), module)
-    return {place: list(kinds.values()) for place, kinds in found.items()}
-
-
-def _place(path: str) -> tuple[int | None, str]:
-    """The block (None outside) and the place of the figure to which a timm name belongs."""
-    inside = re.match(r"blocks\.(\d+)\.(.*)", path)
-    if inside is None:
-        return None, next((OUTSIDE[place] for place in OUTSIDE if f"{path}.".startswith(f"{place}.")), "pool")
-    return int(inside[1]), next(place for place in [*INSIDE, ""] if f"{inside[2]}.".startswith(f"{place}."))
-
-
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def reads(branch: nn.Module, backbone: Backbone) -> tuple[bool, bool]:
-    """Whether a branch looks at what enters its sub-layer, and at what leaves it: whether a gradient goes there."""
-    inputs, outputs = (torch.zeros(1, backbone.prefix + 2, backbone.width, requires_grad=True) for _ in range(2))
-    with torch.enable_grad():
-        result = copy.deepcopy(branch).to_empty(device="cpu").float().eval()(inputs, outputs, (1, 2))
-        first, second = torch.autograd.grad(result.sum(), (inputs, outputs), allow_unused=True)
-    return first is not None, second is not None
-
-
-def where(blocks: Iterable[int], depth: int) -> str:
-    """Blocks in words."""
-    found = sorted(blocks)
-    if len(found) == depth:
-        return f"all {depth} blocks"
-    if len(found) == 1:
-        return f"block {found[0]} only"
-    if found == list(range(found[0], found[-1] + 1)):
-        return f"blocks {found[0]} to {found[-1]}"
-    return f"blocks {', '.join(map(str, found))}" if len(found) < 5 else f"{len(found)} of {depth} blocks"
 
 
 class Figure(Shapes):
@@ -124,7 +47,7 @@ class Figure(Shapes):
         self.parts = parts(method)
         inside = sum(sum(part.sizes.values()) for found in self.parts.values() for part in found)
         extra = sum(tokens.numel() for tokens, _ in self.contacts.tokens.values())
-        self.rest = _size(method) - inside - extra  # parameters that stand at no place: a side network's, or shared
+        self.rest = size_of(method) - inside - extra  # parameters that stand at no place: a side network's, or shared
         if self.contacts.taps:
             self.parts["side"] = [Part("tap", "side network", sizes={None: self.rest})]
         self.y = 122.0
@@ -161,7 +84,7 @@ class Figure(Shapes):
         """A box with a name, or none, and with what the method does there."""
         found, lines = self.parts.get(place, []), self.lines(place)
         self.rect(x, y, w, h, found[-1].kind if found else plain)
-        at = y + h / 2 + 4.5 - LINE / 2 * (len(lines) - (not name))
+        at = y + h / 2 + (4.5 if name else 6) - LINE / 2 * (len(lines) - (not name))
         if name:
             self.text(x + w / 2, at - (len(lines) > 0), name, "strong" if found else "soft", most=w - 8)
             at += LINE
@@ -181,7 +104,7 @@ class Figure(Shapes):
         self.text(40, 44, m.title, "title", "start")
         if given:
             self.text(760, 44, " · ".join(given), "soft", "end", most=330)
-        size = f"{m.size:,} parameters" + (f" stored, {_size(m):,} while they train," if _size(m) != m.size else "")
+        size = f"{m.size:,} parameters" + (f" stored, {size_of(m):,} while they train," if size_of(m) != m.size else "")
         on = f"{_short(backbone.name)} ({backbone.depth} blocks of width {backbone.width})"
         self.text(40, 70, f"{size} on {on}", "", "start")
         crosses = "gradients cross the backbone" if m.crosses_backbone else "no gradient crosses the backbone"
@@ -198,7 +121,7 @@ class Figure(Shapes):
         self.y = top + max(24, beside / 2 - h + 10)
         there = [words for name, words in EMBEDDING.items() if name in self.names]
         if there:
-            self.box(COLUMNS[0], self.y - beside / 2, 208, beside, ", ".join(there), "position")
+            self.box(COLUMNS[0], self.y - beside / 2, 230, beside, ", ".join(there), "position")
             self.wire((COLUMNS[0], self.y), (STREAM + 9, self.y))
             self.plus(STREAM, self.y)
         self.y += max(31, beside / 2 + 16)
@@ -252,7 +175,7 @@ class Figure(Shapes):
         if f"{name} after" in self.parts:
             h = self.height(f"{name} after", named=False)
             self.box(STREAM - WIDE / 2, self.y - 8, WIDE, h, "", f"{name} after")
-            self.y += h + 8
+            self.y += h + 12
 
     def enter(self) -> None:
         """Extra tokens on their way into the sequence."""
@@ -287,8 +210,8 @@ class Figure(Shapes):
             self.y += 4
             if c.taps:  # what became of them is handed back together with the taps
                 self.dot(STREAM, self.y, "tokens", 4.5)
-                self.text(STREAM + 18, self.y - 8, f"the extra tokens {end}", "", "start", most=320)
-                self.down.append((460, self.y, "tokens"))
+                self.text(STREAM + 18, self.y - 8, f"the extra tokens {end}", "", "start", most=370)
+                self.down.append((506, self.y, "tokens"))
             else:
                 self.text(self.squares(), self.y + 4, f"taken off again {end}", "", "start")
                 self.wire((STREAM + 5, self.y), (COLUMNS[0] - 6, self.y), kind="tokens")
@@ -296,11 +219,11 @@ class Figure(Shapes):
         if c.taps:
             inner = [i for i in c.taps if i >= 0]
             words = [f"output of {where(inner, depth)}"] if inner else []
-            words += ["what enters block 0"] if -1 in c.taps else []
+            words += ["input of block 0"] if -1 in c.taps else []
             self.y += 4
             self.dot(STREAM, self.y, "tap", 4.5)
-            self.text(STREAM + 18, self.y - 8, " and ".join(words), "", "start", most=320)
-            self.down.append((350, self.y, "tap"))
+            self.text(STREAM + 18, self.y - 8, ", ".join(words), "", "start", most=330)
+            self.down.append((460, self.y, "tap"))
             self.y += 22
 
     def end(self) -> float:
@@ -381,10 +304,19 @@ def figures(name: str, backbone: Backbone) -> dict[str, str]:
         touched = {place: {(part.kind, part.label) for part in found} for place, found in parts(method).items()}
         if (places := (touched, {first: last for first, (_, last) in c.tokens.items()}, c.taps)) not in seen:
             seen.append(places)
-            words = [_words("" if isinstance(v, (str, dict, tuple)) else k, v) for k, v in arguments.items() if v]
-            words = [word for text in words for word in text.split() if not re.match(r"[\d.]+$", word)]
-            drawn["-".join([name, *words]) + ".svg"] = svg(method, backbone)
+            drawn[_file(name, arguments)] = svg(method, backbone)
     return drawn
+
+
+def _file(name: str, arguments: dict[str, Any]) -> str:
+    """The method and the words among its arguments: hst-detached.svg."""
+    words = [name]
+    for key, value in arguments.items():
+        if value is True:
+            words.append(key)
+        elif value and isinstance(value, (str, tuple, dict)):
+            words += re.findall(r"[A-Za-z]\w*", _words("", value))
+    return "-".join(words).replace("_", "-").lower() + ".svg"
 
 
 def main(folder: str) -> None:

@@ -152,7 +152,7 @@ def _place(method: SCT, blocks: list[Any], D: int) -> None:
     if len(blocks) != len(method.salient):
         raise RequestError(
             f"A checkpoint of sct lacks the channels that it tunes, and the indices of {len(blocks) or 'no'} blocks "
-            f"came: give indices=, one entry for each of its {len(method.salient)} blocks, as the released code chose them."
+            f"came: give indices=, one entry for each of its {len(method.salient)} blocks."
         )
     for i, (given, parts) in enumerate(zip(blocks, method.salient, strict=True)):
         by_part = given if isinstance(given, Mapping) else {"all": given}
@@ -160,8 +160,8 @@ def _place(method: SCT, blocks: list[Any], D: int) -> None:
             came = " and ".join(map(repr, given)) if by_part is given else "one tensor"
             tunes, give = ("one set", "one tensor") if "all" in parts else ("q and v", "{'q': ..., 'v': ...}")
             raise RequestError(
-                f"The indices of block {i} came as {came}, but mode {method.mode!r} tunes {tunes} per block: give {give} "
-                "for each."
+                f"The indices of block {i} came as {came}, but mode {method.mode!r} tunes {tunes} per block: give "
+                f"{give} for each."
             )
         for part, salient in parts.items():
             salient.indices.copy_(_channels(by_part[part], len(salient.indices), D, i))

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import json
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ DEFAULT = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": BLOCK
 OURS = {"task_type": None, "inference_mode": False, "base_model_name_or_path": None, "revision": None}
 # What peft puts into the name of a tensor of the model that it trains itself, or in a copy.
 MARKS = re.compile(r"^base_model\.model\.|\.(base_layer|modules_to_save\.default|ln_tuning_layers\.default)(?=\.)")
+# Settings that are silently without effect unless the training loop does what peft's documentation asks for.
+ASKING = {
+    "total_step": "update_and_allocate after every step",
+    "use_asa": "update_and_allocate after every step",
+    "monteclora_config": "a loss of its own",
+    "alora_invocation_tokens": "the tokens of a text",
+}
 
 
 class Peft(Method):
@@ -47,13 +55,7 @@ class Peft(Method):
     title = "peft, any method of that package"
     paper = "Mangrulkar et al. 2022, github.com/huggingface/peft"
     variants = (
-        {
-            "peft_config": {
-                "peft_type": "IA3",
-                "target_modules": ["qkv", "attn.proj"],
-                "feedforward_modules": ["attn.proj"],
-            }
-        },
+        {"peft_config": {"peft_type": "IA3", "target_modules": ["qkv", "attn.proj"], "feedforward_modules": []}},
         {"peft_config": {"peft_type": "LN_TUNING", "target_modules": ["norm1", "norm2"]}},
         {"peft_config": {"peft_type": "VERA", "r": 4, "target_modules": ["qkv", "attn.proj"]}},
     )
@@ -65,60 +67,64 @@ class Peft(Method):
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
-        model = _inject(self.peft_config, backbone)
+        model, layers = _inject(self.peft_config, backbone)
         trains = {MARKS.sub("", name): p for name, p in model.named_parameters() if p.requires_grad}
         for name in [name for name in trains if name in backbone.tensors()]:
             self.contacts.train_tensor(backbone, name)
             del trains[name]
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        shared: set[nn.Module] = set()
-        for name, layer in list(model.named_modules()):
-            if not isinstance(layer, BaseTunerLayer) or hasattr(layer, "ln_tuning_layers"):
-                continue
-            path = MARKS.sub("", name)
+        for path, layer in layers.items():
             if path not in backbone.affine:
                 raise RequestError(
-                    f"The target_modules match {path!r}, which is no layer of {backbone.name} that a method can change: "
-                    f"name it in exclude_modules, or give target_modules as a pattern of whole paths, like {BLOCKS!r}."
+                    f"The target_modules match {path!r}, which is no layer of {backbone.name} that can be changed: name "
+                    f"it in exclude_modules, or give target_modules as a pattern of whole paths, like {BLOCKS!r}."
                 )
-            base = layer.get_base_layer()
             plain = backbone.affine[path]
-            if any(_differ(p, getattr(base, name)) for name, p in plain.named_parameters()):
+            if any(_differ(p, layer.get_base_layer().get_parameter(name)) for name, p in plain.named_parameters()):
                 raise RequestError(
-                    f"This configuration alters the weights of the backbone itself (those of {path}), and an adapter "
-                    "here leaves them as they are: choose another initialisation, for example init_lora_weights true."
+                    f"This configuration alters the weights of the backbone ({path}), and an adapter here leaves them "
+                    "as they are: choose another initialisation, for example init_lora_weights true."
                 )
-            self.contacts.change(backbone, path, Bridge(layer, shared))
-        ours = set(self.contacts.changes.parameters())
+            self.contacts.change(backbone, path, Bridge(layer))
+        ours = {id(p) for p in self.contacts.changes.parameters()}
         for name, p in trains.items():
-            if p not in ours:
+            if id(p) not in ours:
                 raise RequestError(
-                    f"This configuration trains {name!r}, which belongs to no layer of the backbone, and peft's model "
-                    "around the backbone is not run here: choose another peft_type."
+                    f"This configuration trains {name!r}, which is part of no layer of {backbone.name}: choose another "
+                    "peft_type."
                 )
+
+    def _again(self) -> dict[str, str]:
+        """Names in the state under which a tensor appears again, as peft shares some among layers -> its first name."""
+        tensors = chain(self.named_parameters(remove_duplicate=False), self.named_buffers(remove_duplicate=False))
+        first: dict[int, str] = {}
+        return {name: first[id(t)] for name, t in tensors if first.setdefault(id(t), name) != name}
+
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Any]:
+        """Each tensor once."""
+        found = super().state_dict(*args, prefix=prefix, **kwargs)
+        for name in self._again():
+            found.pop(prefix + name, None)
+        return found
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        more = {name: state_dict[first] for name, first in self._again().items() if first in state_dict}
+        return super().load_state_dict({**state_dict, **more}, *args, **kwargs)
 
 
 class Bridge(Change):
     """A layer of peft around one of the backbone's, whose weight and bias come in with each call."""
 
-    def __init__(self, layer: nn.Module, shared: set[nn.Module]) -> None:
-        """`shared` collects the modules that were met in other layers already: they stay registered in one only."""
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
         base: Any = layer.get_base_layer()
         for name in dict(base.named_parameters()):
             setattr(base, name, None)
-        for module in list(layer.modules()):
-            for name, child in list(module.named_children()):
-                if child in shared:  # the state would hold it twice, and does not have to
-                    del module._modules[name]
-                    module.__dict__[name] = child
+        for module in layer.modules():
             for name, p in list(module.named_parameters(recurse=False)):
                 if not p.requires_grad:  # part of the state, but not of what trains
                     delattr(module, name)
                     module.register_buffer(name, p.detach())
-        shared.update(layer.modules())
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x [B, P+N, in] -> [B, P+N, out]; of the patch embedding [B, 3, H, W] -> [B, out, h, w]."""
@@ -126,8 +132,8 @@ class Bridge(Change):
         return functional_call(self.layer, tensors, (x,))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What the layer does, as weight and bias: its answers to zero and to each unit vector, which are all there is
-        to know where it is affine. RequestError where a linear layer is not; gradients cross."""
+        """The layer as a weight and a bias: its answers to zero and to every unit vector, which say all where it is
+        affine; a linear layer that is not is a RequestError. Gradients cross, which peft's own merge does not let."""
         with torch.autocast(weight.device.type, enabled=False):
             units = torch.eye(weight[0].numel(), dtype=weight.dtype, device=weight.device).view(-1, *weight.shape[1:])
             offset = self(torch.zeros_like(units[:1]), weight, bias)
@@ -136,16 +142,16 @@ class Bridge(Change):
             if weight.ndim == 2:
                 x = torch.linspace(-1, 1, len(units), dtype=weight.dtype, device=weight.device)[None]
                 y = self(x, weight, bias)
-                if (y - F.linear(x, W, b)).norm() > 1e-3 * y.norm():
+                if (y - F.linear(x, W, b)).norm() > 1e-5 * y.norm():
                     raise RequestError(
-                        f"A {type(self.layer).__module__}.{type(self.layer).__name__} of peft is not linear in what it "
-                        "receives, so no weight and bias can stand for it: keep it as an adapter."
+                        f"{type(self.layer).__module__}.{type(self.layer).__name__} is not linear in what it receives, "
+                        "so no weight and bias can stand for it: keep it as an adapter."
                     )
         return W, b
 
 
 def _read(given: Any) -> dict[str, Any]:
-    """A configuration from a file of peft, a folder with one, a dict, or an object of peft; RequestError if it is none."""
+    """A configuration from peft's file or folder, a dict, or a configuration object; RequestError if it is none."""
     try:
         if isinstance(given, (str, Path)):
             path = Path(given, "adapter_config.json") if Path(given).is_dir() else Path(given)
@@ -155,22 +161,25 @@ def _read(given: Any) -> dict[str, Any]:
             found = json.loads(json.dumps(plain, default=sorted))  # peft holds names in sets
     except (OSError, TypeError, ValueError) as error:
         raise RequestError(
-            f"The peft_config {given!r} cannot be read ({error}): give a JSON file as peft writes it, with peft_type and "
-            "target_modules."
+            f"The peft_config {given!r} cannot be read ({error}): give a JSON file as peft writes it, with peft_type "
+            "and target_modules."
         ) from error
     if not isinstance(found, dict) or not isinstance(found.get("peft_type"), str):
-        raise RequestError(f'The peft_config {given!r} states no peft_type: give it one, for example "LORA".')
+        raise RequestError(f'The peft_config {given!r} states no peft_type: add one, for example "LORA".')
     return found
 
 
-def _inject(given: dict[str, Any], backbone: Backbone) -> nn.Module:
-    """A model of peft around a copy of the ViT; RequestError where peft is missing, or cannot make it."""
+def _inject(given: dict[str, Any], backbone: Backbone) -> tuple[nn.Module, dict[str, Any]]:
+    """A model of peft around a copy of the ViT, and the layers that it replaced there, by path.
+
+    RequestError where peft is missing, or cannot make it, or where what it made would not do what its name says.
+    """
     try:
         import peft
+        from peft.tuners.tuners_utils import BaseTunerLayer
     except ImportError as error:
         raise RequestError(
-            f"The method peft needs the package peft, which cannot be imported here ({error}): "
-            "pip install 'vitgraft[peft]'."
+            f"The method peft needs the package peft, which cannot be imported ({error}): pip install 'vitgraft[peft]'."
         ) from error
     kinds = {kind.value: cls for kind, cls in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     kind = given["peft_type"]
@@ -183,18 +192,33 @@ def _inject(given: dict[str, Any], backbone: Backbone) -> nn.Module:
     for name in given:
         if name not in fields:
             raise RequestError(
-                f"{kind} of peft {peft.__version__} has no setting {name!r}: take it out of the configuration, or "
-                f"install the version of peft that wrote it.{near_misses(name, fields)}"
+                f"{kind} has no setting {name!r} in peft {peft.__version__}: take it out of the configuration, or "
+                f"install the version that wrote it.{near_misses(name, fields)}"
             )
+    for name, wish in {**ASKING, "init_lora_weights": "the training pictures before it starts"}.items():
+        if given.get(name) if name in ASKING else given.get(name) == "eva":
+            raise RequestError(f"{kind} with {name} needs {wish}, which a fit here does not give: leave it out.")
     try:
-        return peft.get_peft_model(copy.deepcopy(backbone.vit), kinds[kind](**{**given, **OURS}))
+        config = kinds[kind](**{**given, **OURS})
+        if config.is_prompt_learning or config.is_adaption_prompt:
+            raise TypeError("it is made for language models of the package transformers; here vpt adds tokens")
+        model = peft.get_peft_model(copy.deepcopy(backbone.vit), config)
+        layers = {
+            MARKS.sub("", path): layer
+            for path, layer in model.named_modules()
+            if isinstance(layer, BaseTunerLayer) and not hasattr(layer, "ln_tuning_layers")
+        }
+        for layer in layers.values():  # some fail only when they are called
+            with torch.no_grad():
+                layer(torch.zeros(1, *layer.weight.shape[1:], device=layer.weight.device, dtype=layer.weight.dtype))
     except Exception as error:  # whatever a part of peft raises, it is about the configuration
         raise RequestError(
             f"peft cannot put {kind} on {backbone.name} as this configuration asks ({type(error).__name__}: "
             f"{' '.join(str(error).split())}): correct it, or choose another peft_type."
         ) from error
+    return model, layers
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors that hold numbers (not those that only have a shape) hold different ones."""
+    """Whether two tensors that hold numbers, not shapes alone, hold different ones."""
     return type(a.detach()) is Tensor and not a.is_meta and not torch.equal(a, b)
