@@ -192,8 +192,39 @@ def test_an_image_size_that_the_patch_does_not_divide(refused_fit):
 
 
 def test_an_unknown_method(refused_fit):
-    has(refused_fit("--method", "hts"), "no method 'hts'", "bitfit, full, hst, linear", "Did you mean 'hst'")
+    has(refused_fit("--method", "hts"), "no method 'hts'", "convpass, fact, full, hst", "Did you mean 'hst'")
     has(refused_fit("--method", "../cli"), "no method '../cli'", "choose one of these")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("consolidator --groups 7", ["7 groups do not divide", "multiples of 48", "1, 2, 3, 4, 6, 8, 12, 16, 24, 48"]),
+        ("consolidator --groups 24 0", ["0 groups", "possible are"]),
+        ("consolidator --groups", ["needs a group number"]),
+        ("consolidator --branch-drop 1", ["branch_drop of consolidator is 1.0", "less than 1"]),
+        ("consolidator --originals biases", ["'biases'", "bias, norm", "Did you mean 'bias'"]),
+        ("sct --channels 49", ["49 salient channels", "has 48 in all", "at most 48"]),
+        ("sct --channels 0", ["channels of sct is 0", "above 0"]),
+        ("sct --scale 0", ["scale of sct is 0.0", "above 0"]),
+        ("sct --mode atn", ["mode of sct cannot be 'atn'", "attn, mlp, qkv", "Did you mean 'attn'"]),
+        ("convpass --scale 0", ["scale of convpass is 0.0", "above 0"]),
+        ("convpass --scale nan", ["scale of convpass is nan", "above 0"]),
+        ("convpass --bottleneck -8", ["bottleneck of convpass is -8", "above 0"]),
+        ("convpass --sublayers attn mlpp", ["'mlpp'", "attn, mlp"]),
+        ("convpass --sublayers", ["sublayers of convpass is empty", "attn, mlp"]),
+        ("convpass --dropout 1.5", ["dropout of convpass is 1.5", "less than 1"]),
+        ("lora --rank 0", ["rank of lora is 0", "above 0"]),
+        ("lora --targets q w", ["'w'", "q, k, v, qkv, proj, fc1, fc2"]),
+        ("lora --targets q q", ["targets of lora", "'q' twice"]),
+        ("repadapter --groups 3", ["3 groups do not divide a bottleneck of 8", "possible are 1, 2, 4, 8"]),
+        ("fact --form ttt", ["'ttt'", "tt, tk"]),
+        ("vpt --prompts 0", ["prompts of vpt is 0", "above 0"]),
+        ("lst --reduction 5", ["width 48", "5 times", "possible are 1, 2, 3, 4"]),
+    ],
+)
+def test_arguments_of_methods(refused_fit, words, parts):
+    has(refused_fit("--method", *words.split()), *parts)
 
 
 def test_an_unknown_method_among_methods(refused):

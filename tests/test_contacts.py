@@ -34,6 +34,13 @@ class Doubling(Change):
         return 2 * weight + 1, bias - 1
 
 
+class Scaling(Change):
+    """W -> 2 W."""
+
+    def merged(self, weight, bias):
+        return 2 * weight, bias
+
+
 class Changes(Method):
     def attach(self, backbone):
         super().attach(backbone)
@@ -187,8 +194,75 @@ def test_a_linear_layer_that_is_not_written_out_cannot_be_changed():
     torch.testing.assert_close(backbone(images).tokens, backbone.vit.forward_features(images))
     contacts = attached(Method, backbone).contacts
     contacts.change(backbone, "blocks.0.attn.qkv", Doubling())
-    with pytest.raises(RequestError, match=r"have attn\.proj, attn\.qkv\."):
+    with pytest.raises(RequestError, match=r"there are blocks\.N\.attn\.proj, blocks\.N\.attn\.qkv, blocks\.N\.norm1"):
         contacts.change(backbone, "blocks.0.mlp.fc1", Doubling())
+
+
+def test_norms_and_the_patch_embedding_can_be_changed_too(backbone, images):
+    """As if timm's own model had been edited."""
+    contacts, vit = attached(Method, backbone).contacts, copy.deepcopy(backbone.vit)
+    for path in ("patch_embed.proj", "blocks.1.norm2", "norm"):
+        layer = vit.get_submodule(path)
+        change = Doubling() if layer.bias is not None else Scaling()
+        contacts.change(backbone, path, change)
+        with torch.no_grad():
+            weight, bias = change.merged(layer.weight.clone(), layer.bias)
+            layer.weight.copy_(weight)
+            if bias is not None:
+                layer.bias.copy_(bias.clone())
+    torch.testing.assert_close(backbone(images, contacts).tokens, vit.forward_features(images))
+
+
+def test_what_comes_after_a_sublayer(cls):
+    """After the residual sum, before the next norm."""
+    images, contacts = random_images(cls), attached(Method, cls).contacts
+    contacts.add_after(cls, "blocks.1.attn", nn.Hardtanh())
+    contacts.add_after(cls, "blocks.2.mlp", nn.ReLU())
+    vit = copy.deepcopy(cls.vit)
+    block = vit.blocks[1]
+    block.forward = lambda x: _clamped(block, x)
+    vit.blocks[2].register_forward_hook(lambda module, args, output: output.relu())
+    assert contacts.kinds == ("branch",)
+    torch.testing.assert_close(cls(images, contacts).tokens, vit.forward_features(images))
+
+
+def _clamped(block, x):
+    x = (x + block.attn(block.norm1(x))).clamp(-1, 1)
+    return x + block.mlp(block.norm2(x))
+
+
+def test_tokens_that_stay(backbone, images):
+    """From block 1 to block 2; what they were at the end is handed back, and taps never see them."""
+    contacts = attached(Method, backbone).contacts
+    tokens = nn.Parameter(torch.randn(1, 3, backbone.width))
+    contacts.add_tokens(backbone, 1, tokens, until=2)
+    for block in range(-1, 4):
+        contacts.tap(backbone, block)
+    found = backbone(images, contacts)
+    vit = backbone.vit
+    x = vit.blocks[0](found.taps[-1])
+    torch.testing.assert_close(found.taps[0], x)
+    x = torch.cat([tokens.expand(len(x), -1, -1), x], 1)
+    x = vit.blocks[2](vit.blocks[1](x))
+    torch.testing.assert_close(found.extra, {2: x[:, :3]})
+    torch.testing.assert_close(found.taps[2], x[:, 3:])
+    torch.testing.assert_close(found.tokens, vit.norm(vit.blocks[3](x[:, 3:])))
+
+
+def test_one_place_takes_one(cls):
+    contacts = attached(Method, cls).contacts
+    contacts.change(cls, "norm", Doubling())
+    contacts.add_branch(cls, "blocks.0.mlp", Beside(48))
+    contacts.add_after(cls, "blocks.0.mlp", nn.ReLU())
+    contacts.add_tokens(cls, 1, nn.Parameter(torch.zeros(1, 1, 48)), until=2)
+    for again in (
+        lambda: contacts.change(cls, "norm", Doubling()),
+        lambda: contacts.add_branch(cls, "blocks.0.mlp", Beside(48)),
+        lambda: contacts.add_after(cls, "blocks.0.mlp", nn.ReLU()),
+        lambda: contacts.add_tokens(cls, 2, nn.Parameter(torch.zeros(1, 1, 48))),
+    ):
+        with pytest.raises(ValueError, match="already"):
+            again()
 
 
 @pytest.mark.parametrize(
@@ -224,13 +298,16 @@ def test_all_five_at_once_and_none_afterwards(backbone, images):
 
 def test_unknown_places_are_said_with_what_exists(cls):
     contacts = attached(Method, cls).contacts
-    with pytest.raises(RequestError, match=r"blocks\.1\.attn\.qvk.*attn\.proj, attn\.qkv, mlp\.fc1, mlp\.fc2"):
+    with pytest.raises(
+        RequestError,
+        match=r"attn\.qvk.*attn\.proj, .*attn\.qkv, .*mlp\.fc2.*Did you mean 'blocks\.1\.attn\.qkv'",
+    ):
         contacts.change(cls, "blocks.1.attn.qvk", Doubling())
     with pytest.raises(RequestError, match=r"'blocks\.4\.attn'.*blocks\.3\.mlp"):
         contacts.add_branch(cls, "blocks.4.attn", Beside(48))
     with pytest.raises(RequestError, match=r"'blocks\.0\.norm3\.weight'"):
         contacts.train_tensor(cls, "blocks.0.norm3.weight")
-    for block in (-1, 4):
+    for block in (-2, 4):
         with pytest.raises(RequestError, match=f"block {block}.*0 to 3"):
             contacts.tap(cls, block)
         with pytest.raises(RequestError, match=f"block {block}.*0 to 3"):

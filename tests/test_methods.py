@@ -469,7 +469,7 @@ def test_its_arguments_make_it_again(variant, cls):
 
 
 def test_an_unknown_method_or_option_is_said_with_the_near_misses():
-    with pytest.raises(methods.RequestError, match=r"'hts'.*bitfit, full, hst, linear.*Did you mean 'hst'"):
+    with pytest.raises(methods.RequestError, match=r"'hts'.*fact, full, hst, layernorm.*Did you mean 'hst'"):
         methods.create("hts")
     with pytest.raises(methods.RequestError, match=r"'width'.*widths, heads, .*Did you mean 'widths'"):
         methods.create("hst", width=3)

@@ -33,27 +33,33 @@ def attached(name: str, backbone: Backbone, **arguments: Any) -> Method:
 
 
 def table() -> list[dict[str, Any]]:
-    """One record per method; parameters are those on ViT-B/16 with the method's defaults, without a head."""
+    """One record per method; parameters are those on ViT-B/16 with the method's defaults, without a head. What only an
+    attached method knows is None where a package that it needs is missing."""
     backbone = shape_of(VIT_B16)
-    return [
-        {
-            "name": method.name(),
-            "title": method.title,
-            "paper": method.paper,
-            "contacts": list(method.contacts.kinds),
-            "parameters_vit_b16": method.size,
-            "crosses_backbone": method.crosses_backbone,
-            "mergeable": method.mergeable,
-            "published": method.published,
-        }
-        for method in (attached(name, backbone) for name in methods.names())
-    ]
+    return [_row(methods.find(name), backbone) for name in methods.names()]
+
+
+def _row(cls: type[Method], backbone: Backbone) -> dict[str, Any]:
+    method = None if cls.missing() else attached(cls.name(), backbone)
+    return {
+        "name": cls.name(),
+        "title": cls.title,
+        "paper": cls.paper,
+        "contacts": list(method.contacts.kinds) if method else [],
+        "parameters_vit_b16": method and method.size,
+        "crosses_backbone": method and method.crosses_backbone,
+        "mergeable": method and method.mergeable,
+        "published": cls.published,
+    }
 
 
 def text() -> str:
     """The table as lines of text."""
     lines = [f"{'method':14} {'parameters':>11}  {'contacts':18} {'crosses':8} {'merges':7} published"]
     for row in table():
+        if row["parameters_vit_b16"] is None:
+            lines.append(f"{row['name']:14} {'':>11}  needs vitgraft[{methods.find(row['name']).needs}]")
+            continue
         lines.append(
             f"{row['name']:14} {row['parameters_vit_b16']:>11,}  {' '.join(row['contacts']) or 'none':18} "
             f"{_yes(row['crosses_backbone']):8} {_yes(row['mergeable']):7} {row['published']}"

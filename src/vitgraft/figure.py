@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class Figure(Shapes):
         given = [_words(key, value) for key, value in m.arguments().items() if value != usual[key]]
         self.text(40, 44, m.title, "title", "start")
         if given:
-            self.text(760, 44, " · ".join(given), "soft", "end", most=330)
+            self.text(760, 44, " · ".join(given)[:60], "soft", "end", most=330)
         size = f"{m.size:,} parameters" + (f" stored, {size_of(m):,} while they train," if size_of(m) != m.size else "")
         on = f"{_short(backbone.name)} ({backbone.depth} blocks of width {backbone.width})"
         self.text(40, 70, f"{size} on {on}", "", "start")
@@ -276,9 +277,7 @@ def _range(values: Iterable[int]) -> str:
 
 
 def _words(key: str, value: Any) -> str:
-    """An argument that differs from its default; of a dict, its first value, which says what the rest is about."""
-    if isinstance(value, dict):
-        value = next(iter(value.values()), "")
+    """An argument that differs from its default."""
     text = " ".join(map(str, value)) or "none" if isinstance(value, (tuple, list)) else str(value)
     return key.replace("_", " ") + ("" if value is True else f" {text}")
 
@@ -294,35 +293,37 @@ def svg(method: Method, backbone: Backbone) -> str:
     return Figure(method, backbone).draw()
 
 
+def forms(cls: type[Method]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A method by default, and with each other word that one of its arguments takes: a file's ending, the arguments."""
+    yield "", {}
+    for argument, default in cls.defaults().items():
+        if isinstance(default, bool):
+            yield f"-{argument}", {argument: not default}
+        elif isinstance(default, str):
+            yield from ((f"-{word}", {argument: word}) for word in cls.choices.get(argument, ()) if word != default)
+
+
 def figures(name: str, backbone: Backbone) -> dict[str, str]:
-    """A method's figures by file name: with its defaults, and of each published form that touches other places."""
+    """A method's figures by file name, one of each of its forms that touches other places than those before it."""
     drawn: dict[str, str] = {}
     seen: list[object] = []
-    for arguments in ({}, *methods.find(name).variants):
+    for ending, arguments in forms(methods.find(name)):
         method = attached(name, backbone, **arguments)
         c = method.contacts
         touched = {place: {(part.kind, part.label) for part in found} for place, found in parts(method).items()}
         if (places := (touched, {first: last for first, (_, last) in c.tokens.items()}, c.taps)) not in seen:
             seen.append(places)
-            drawn[_file(name, arguments)] = svg(method, backbone)
+            drawn[f"{name}{ending}.svg"] = svg(method, backbone)
     return drawn
 
 
-def _file(name: str, arguments: dict[str, Any]) -> str:
-    """The method and the words among its arguments: hst-detached.svg."""
-    words = [name]
-    for key, value in arguments.items():
-        if value is True:
-            words.append(key)
-        elif value and isinstance(value, (str, tuple, dict)):
-            words += re.findall(r"[A-Za-z]\w*", _words("", value))
-    return "-".join(words).replace("_", "-").lower() + ".svg"
-
-
 def main(folder: str) -> None:
-    """Draws the figures of every method into a folder."""
+    """Draws the figures of every method into a folder; those of a method whose package is missing stay as they are."""
     backbone = shape_of(VIT_B16)
     for name in methods.names():
+        if (needed := methods.find(name).needs) and find_spec(needed) is None:
+            print(f"{name} was not drawn, as the package {needed} is not installed", file=sys.stderr)
+            continue
         for file, drawing in figures(name, backbone).items():
             write_bytes(Path(folder) / file, drawing.encode())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import math
 import pkgutil
@@ -38,7 +39,7 @@ class Method(nn.Module):
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     published: ClassVar[str] = ""  # the published number with its protocol
-    needs: ClassVar[str] = ""  # the package beyond our own dependencies without which it cannot be attached
+    needs: ClassVar[str] = ""  # the package without which it cannot be attached, and the extra of ours that brings it
     keeps: ClassVar[float] = 1.0  # budget: bytes kept for backward, as a share of what full fine-tuning keeps
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}  # argument -> the words that it takes
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()  # its other published forms, as arguments
@@ -77,6 +78,11 @@ class Method(nn.Module):
     @classmethod
     def name(cls) -> str:
         return cls.__module__.rpartition(".")[2]
+
+    @classmethod
+    def missing(cls) -> bool:
+        """Whether the package that it needs is not installed."""
+        return bool(cls.needs) and importlib.util.find_spec(cls.needs) is None
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -120,6 +126,26 @@ class Method(nn.Module):
         h, w = activations.grid
         patches = activations.tokens[:, backbone.prefix :].mT.unflatten(2, (h, w))
         return Features(backbone.pool(activations.tokens, self.contacts), [(float(backbone.patch[0]), patches)])
+
+
+def check_share(method: Method, *arguments: str) -> None:
+    """A RequestError unless each of these arguments of the method lies in [0, 1)."""
+    for name in arguments:
+        value = getattr(method, name)
+        if not 0 <= value < 1:
+            raise RequestError(
+                f"The {name} of {method.name()} is {value}, but is a share: give 0 or more, and less than 1."
+            )
+
+
+def check_some(method: Method, *arguments: str) -> None:
+    """A RequestError if one of these arguments of the method, a choice of several words, is empty."""
+    for name in arguments:
+        if not getattr(method, name):
+            raise RequestError(
+                f"The {name} of {method.name()} is empty, which would add nothing: give one or more of "
+                f"{', '.join(method.choices[name])}."
+            )
 
 
 def check_positive(method: Method, *arguments: str) -> None:
@@ -167,7 +193,10 @@ def create(name: str, **arguments: Any) -> Method:
             )
     for argument, words in cls.choices.items():
         given = arguments.get(argument, known[argument])
-        for word in given if isinstance(given, (tuple, list)) else (given,):
+        several = [given] if isinstance(given, str) else list(given)
+        if repeated := [word for word in words if several.count(word) > 1]:
+            raise RequestError(f"The {argument} of {name} have {repeated[0]!r} twice: give it once.")
+        for word in several:
             if word not in words:
                 raise RequestError(
                     f"The {argument} of {name} cannot be {word!r}: there is {', '.join(words)}; choose one of these."

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..bottleneck import Bottleneck
-from ..method import Method, check_positive
+from ..method import Method, check_positive, check_share
 
 
 class AdaptFormer(Method):
@@ -31,6 +31,7 @@ class AdaptFormer(Method):
         super().__init__()
         self.bottleneck, self.scale, self.dropout = bottleneck, scale, dropout
         check_positive(self, "bottleneck", "scale")
+        check_share(self, "dropout")
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)

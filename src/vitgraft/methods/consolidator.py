@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..backbone import Backbone, drop_path
 from ..contacts import Change
 from ..errors import RequestError
-from ..method import Method
+from ..method import Method, check_share
 
 LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
@@ -64,8 +64,7 @@ class Consolidator(Method):
         self.groups = None if groups is None else tuple(groups)
         self.reorder, self.split_qkv, self.branch_drop = reorder, split_qkv, branch_drop
         self.originals = tuple(originals)
-        if not 0 <= branch_drop < 1:
-            raise RequestError(f"branch_drop is {branch_drop}, but is a share: give 0 or more, and less than 1.")
+        check_share(self, "branch_drop")
         if self.groups is not None and not self.groups:
             raise RequestError("Consolidator needs a group number, but none came: give one for each branch.")
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone import Backbone
-from ..method import Method, check_positive
+from ..method import Method, check_positive, check_share, check_some
 
 
 class Convpass(Method):
@@ -51,6 +51,8 @@ class Convpass(Method):
         self.sublayers, self.bottleneck, self.scale = tuple(sublayers), bottleneck, scale
         self.conv_init, self.dropout = conv_init, dropout
         check_positive(self, "bottleneck", "scale")
+        check_some(self, "sublayers")
+        check_share(self, "dropout")
 
     @property
     def recipe(self) -> dict[str, float]:

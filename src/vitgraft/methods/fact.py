@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..backbone import Backbone
 from ..contacts import Change
 from ..errors import RequestError
-from ..method import Method, check_positive
+from ..method import Method, check_positive, check_share
 
 PER_BLOCK = {"attn.qkv": 3, "attn.proj": 1, "mlp.fc1": 4, "mlp.fc2": 4}
 
@@ -41,6 +41,7 @@ class FacT(Method):
         super().__init__()
         self.form, self.rank, self.scale, self.dropout = form, rank, scale, dropout
         check_positive(self, "rank", "scale")
+        check_share(self, "dropout")
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..contacts import Change
-from ..method import Method, check_positive
+from ..method import Method, check_positive, check_share, check_some
 
 THIRDS = ("q", "k", "v")  # of the fused qkv
 
@@ -43,6 +43,8 @@ class LoRA(Method):
         super().__init__()
         self.targets, self.rank, self.alpha, self.dropout = tuple(targets), rank, alpha, dropout
         check_positive(self, "rank", "alpha")
+        check_some(self, "targets")
+        check_share(self, "dropout")
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)

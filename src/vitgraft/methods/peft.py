@@ -55,7 +55,7 @@ class Peft(Method):
     title = "peft, any method of that package"
     paper = "Mangrulkar et al. 2022, github.com/huggingface/peft"
     variants = (
-        {"peft_config": {"peft_type": "IA3", "target_modules": ["qkv", "attn.proj"], "feedforward_modules": []}},
+        {"peft_config": {"peft_type": "IA3", "target_modules": ["qkv", "attn.proj"], "feedforward_modules": ["qkv"]}},
         {"peft_config": {"peft_type": "LN_TUNING", "target_modules": ["norm1", "norm2"]}},
         {"peft_config": {"peft_type": "VERA", "r": 4, "target_modules": ["qkv", "attn.proj"]}},
     )
@@ -179,9 +179,10 @@ def _inject(given: dict[str, Any], backbone: Backbone) -> tuple[nn.Module, dict[
         from peft.tuners.tuners_utils import BaseTunerLayer
     except ImportError as error:
         raise RequestError(
-            f"The method peft needs the package peft, which cannot be imported ({error}): pip install 'vitgraft[peft]'."
+            f"The method peft needs the package peft, which cannot be imported ({error}): "
+            "pip install 'vitgraft[peft]', or upgrade peft if it is there."
         ) from error
-    kinds = {kind.value: cls for kind, cls in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    kinds = {peft.PeftType(kind).value: cls for kind, cls in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     kind = given["peft_type"]
     if kind not in kinds:
         raise RequestError(

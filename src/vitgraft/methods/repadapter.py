@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..backbone import Backbone
 from ..contacts import Change
 from ..errors import RequestError
-from ..method import Method, check_positive
+from ..method import Method, check_positive, check_share
 
 
 class RepAdapter(Method):
@@ -34,6 +34,7 @@ class RepAdapter(Method):
         super().__init__()
         self.bottleneck, self.groups, self.scale, self.dropout = bottleneck, groups, scale, dropout
         check_positive(self, "bottleneck", "groups", "scale")
+        check_share(self, "dropout")
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
