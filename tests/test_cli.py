@@ -15,7 +15,7 @@ from vitgraft import catalogue, cli, method
 from vitgraft.settings import Settings
 
 METHODS = ("bitfit", "full", "hst", "linear")  # there may be more
-COMMANDS = ("fit", "evaluate", "predict", "info", "methods", "demo")
+COMMANDS = ("fit", "evaluate", "predict", "merge", "info", "methods", "demo")
 HEAVY = ("torch", "torchvision", "timm", "lightning_fabric", "numpy", "PIL", "safetensors", "sklearn")
 
 

@@ -151,7 +151,13 @@ class Everything(Method):
     def attach(self, backbone):
         super().attach(backbone)
         c, D = self.contacts, backbone.width
-        for name in ("pos_embed", "patch_embed.proj.bias", "blocks.0.norm1.bias", "blocks.3.norm1.weight", "norm.bias"):
+        for name in (
+            "pos_embed",
+            "patch_embed.proj.weight",
+            "blocks.0.norm1.bias",
+            "blocks.3.norm1.weight",
+            "norm.bias",
+        ):
             c.train_tensor(backbone, name)
         c.change(backbone, "blocks.1.attn.qkv", Doubling(5))
         c.change(backbone, "blocks.2.attn.qkv", Doubling(7))

@@ -420,6 +420,30 @@ def test_hst_is_as_large_as_published():
     assert eleven - ten == 73
 
 
+@pytest.mark.parametrize("form", [{}, *methods.find("consolidator").variants], ids=str)
+def test_consolidator_evaluates_what_it_trains(form, backbone, images):
+    """The branches side by side, as they train; folded into the layer, as they are measured; summed, as they are stored."""
+    model = shaken(model_of(("consolidator", form), backbone))
+    evaluated = model(images)
+    torch.testing.assert_close(model.train()(images), evaluated)
+    model.eval().method.consolidate()
+    torch.testing.assert_close(model(images), evaluated)
+
+
+@pytest.mark.parametrize(
+    "variant", [v for v in VARIANTS if "drop" in str(methods.find(v[0]).defaults())], ids=variant_id
+)
+def test_chance_is_for_training_alone(variant, cls):
+    """Dropout and dropped branches change what training sees, and nothing else."""
+    images = random_images(cls)
+    name = next(a for a in methods.find(variant[0]).defaults() if "drop" in a)
+    model = shaken(model_of((variant[0], {**variant[1], name: 0.5}), cls))
+    assert torch.equal(model(images), model(images))
+    plain = shaken(model_of((variant[0], {**variant[1], name: 0.0}), cls))
+    torch.testing.assert_close(model(images), plain(images))
+    assert not torch.allclose(model.train()(images), plain.train()(images))
+
+
 @pytest.fixture(scope="module")
 def kept_on_vit_b16():
     """Bytes kept for backward on ViT-B/16 at 224, batch 8, counted on tensors that have no memory."""

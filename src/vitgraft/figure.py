@@ -24,7 +24,7 @@ from .shapes import Shapes
 
 STREAM = 112  # x of the residual stream; what stands on it is WIDE
 WIDE = 144
-COLUMNS, COLUMN = (198, 308, 418, 528, 638), 98  # x of the boxes of a sub-layer, and their width
+COLUMNS, COLUMN = (198, 310, 422, 534, 646), 94  # x of the boxes of a sub-layer, and their width
 RETURN = 754  # x of the line on which a sub-layer comes back to the stream
 LINE = 19  # from one line in a box to the next
 
@@ -91,7 +91,7 @@ class Figure(Shapes):
             at += LINE
         for i, (kind, words) in enumerate(lines):
             if kind:
-                self.pill(x + w / 2, at + LINE * i, words, kind, most=w - 10)
+                self.pill(x + w / 2, at + LINE * i, words, kind, most=w - 8)
             else:
                 self.text(x + w / 2, at + LINE * i, words, "small soft", most=w - 8)
 
@@ -161,11 +161,12 @@ class Figure(Shapes):
             top, h = self.y + 22, self.height(f"{name} branch", named=False)
             for read, left in zip(reads(branch[0].module, self.backbone), (COLUMNS[0], COLUMNS[3]), strict=True):
                 if read:
-                    self.dot(left + COLUMN + 5, middle, "branch")
-                    self.wire((left + COLUMN + 5, middle), (left + COLUMN + 5, top), kind="branch")
-            self.box(COLUMNS[1] - 30, top, COLUMNS[4] - COLUMNS[1] + 48, h, "", f"{name} branch")
+                    at = left + COLUMN + 6
+                    self.dot(at, middle, "branch", 2.5)
+                    self.wire((at, middle), (at, top), kind="branch")
+            self.box(COLUMNS[1] - 30, top, COLUMNS[4] - COLUMNS[1] + 46, h, "", f"{name} branch")
             start = top + h / 2
-            self.wire((COLUMNS[4] + 18, start), (RETURN - 7, start), kind="branch")
+            self.wire((COLUMNS[4] + 16, start), (RETURN - 7, start), kind="branch")
             self.wire((RETURN, middle), (RETURN, start - 7), tip=False)
             self.plus(RETURN, start, 7)
             self.y, start = top + h, start + 7

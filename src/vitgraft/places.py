@@ -13,7 +13,7 @@ from torch import nn
 from .backbone import Backbone
 from .method import Method
 
-# The boxes of a sub-layer, by the timm name of what they hold; the first that fits a name has it.
+# The boxes of a sub-layer, by the timm name of what they hold; the longest that a name begins with has it.
 ATTENTION = {"norm1": "norm1", "attn.qkv": "qkv", "attn": "attention", "attn.proj": "proj", "ls1": "LayerScale"}
 MLP = {"norm2": "norm2", "mlp.fc1": "fc1", "mlp": "GELU", "mlp.fc2": "fc2", "ls2": "LayerScale"}
 INSIDE = sorted([*ATTENTION, *MLP], key=len, reverse=True)

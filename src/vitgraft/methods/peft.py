@@ -182,7 +182,7 @@ def _inject(given: dict[str, Any], backbone: Backbone) -> tuple[nn.Module, dict[
             f"The method peft needs the package peft, which cannot be imported ({error}): "
             "pip install 'vitgraft[peft]', or upgrade peft if it is there."
         ) from error
-    kinds = {peft.PeftType(kind).value: cls for kind, cls in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    kinds = {str(getattr(kind, "value", kind)): cls for kind, cls in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     kind = given["peft_type"]
     if kind not in kinds:
         raise RequestError(
