@@ -422,7 +422,7 @@ def test_hst_is_as_large_as_published():
 
 @pytest.mark.parametrize("form", [{}, *methods.find("consolidator").variants], ids=str)
 def test_consolidator_evaluates_what_it_trains(form, backbone, images):
-    """The branches side by side, as they train; folded into the layer, as they are measured; summed, as they are stored."""
+    """Branches side by side, as they train; folded into the layer, as they are measured; summed, as they are stored."""
     model = shaken(model_of(("consolidator", form), backbone))
     evaluated = model(images)
     torch.testing.assert_close(model.train()(images), evaluated)
