@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class Bottleneck(nn.Module):
     """up(relu(down(x))), D -> R -> D, times a scale; zero at the start.
 
-    down starts by Xavier or, as in AdaptFormer, by Kaiming. Parameters: 2 D R + R + D.
+    down starts by Kaiming (AdaptFormer's released code). Parameters: 2 D R + R + D.
     """
 
     def __init__(self, D: int, R: int, *, scale: float = 1.0, dropout: float = 0.0) -> None:

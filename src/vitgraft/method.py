@@ -42,7 +42,7 @@ class Method(nn.Module):
     needs: ClassVar[str] = ""  # the package without which it cannot be attached, and the extra of ours that brings it
     keeps: ClassVar[float] = 1.0  # budget: bytes kept for backward, as a share of what full fine-tuning keeps
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}  # argument -> the words that it takes
-    variants: ClassVar[tuple[dict[str, Any], ...]] = ()  # its other published forms, as arguments
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ()  # other forms to hold to the same promises, as arguments
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import json
 import re
+import warnings
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ class Peft(Method):
         first: dict[int, str] = {}
         return {name: first[id(t)] for name, t in tensors if first.setdefault(id(t), name) != name}
 
-    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Each tensor once."""
         found = super().state_dict(*args, prefix=prefix, **kwargs)
         for name in self._again():
@@ -114,10 +115,10 @@ class Peft(Method):
 class Bridge(Change):
     """A layer of peft around one of the backbone's, whose weight and bias come in with each call."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.layer = layer
-        base: Any = layer.get_base_layer()
+        base = layer.get_base_layer()
         for name in dict(base.named_parameters()):
             setattr(base, name, None)
         for module in layer.modules():
@@ -133,20 +134,23 @@ class Bridge(Change):
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The layer as a weight and a bias: its answers to zero and to every unit vector, which say all where it is
-        affine; a linear layer that is not is a RequestError. Gradients cross, which peft's own merge does not let."""
-        with torch.autocast(weight.device.type, enabled=False):
-            units = torch.eye(weight[0].numel(), dtype=weight.dtype, device=weight.device).view(-1, *weight.shape[1:])
-            offset = self(torch.zeros_like(units[:1]), weight, bias)
-            W = (self(units, weight, bias) - offset).flatten(1).mT.reshape(weight.shape)
-            b = None if bias is None else offset.flatten()
-            if weight.ndim == 2:
-                x = torch.linspace(-1, 1, len(units), dtype=weight.dtype, device=weight.device)[None]
-                y = self(x, weight, bias)
-                if (y - F.linear(x, W, b)).norm() > 1e-5 * y.norm():
-                    raise RequestError(
-                        f"{type(self.layer).__module__}.{type(self.layer).__name__} is not linear in what it receives, "
-                        "so no weight and bias can stand for it: keep it as an adapter."
-                    )
+        affine. Gradients cross, as they do not in peft's own merge. RequestError for a linear layer that is not affine,
+        or fails in the precision of `weight`."""
+        try:
+            with torch.autocast(weight.device.type, enabled=False):
+                units = torch.eye(weight[0].numel(), dtype=weight.dtype, device=weight.device)
+                units = units.view(-1, *weight.shape[1:])
+                offset = self(torch.zeros_like(units[:1]), weight, bias)
+                W = (self(units, weight, bias) - offset).flatten(1).mT.reshape(weight.shape)
+                b = None if bias is None else offset.flatten()
+                if weight.ndim == 2:
+                    x = torch.linspace(-1, 1, len(units), dtype=weight.dtype, device=weight.device)[None]
+                    y = self(x, weight, bias)
+                    if (y - F.linear(x, W, b)).norm() > 1e-5 * y.norm():
+                        raise TypeError("it is not linear in what it receives")
+        except (RuntimeError, TypeError) as error:
+            kind = f"{type(self.layer).__module__}.{type(self.layer).__name__}"
+            raise RequestError(f"No weight can stand for a {kind} ({error}): use it unmerged.") from error
         return W, b
 
 
@@ -203,8 +207,10 @@ def _inject(given: dict[str, Any], backbone: Backbone) -> tuple[nn.Module, dict[
         config = kinds[kind](**{**given, **OURS})
         if config.is_prompt_learning or config.is_adaption_prompt:
             raise TypeError("it is made for language models of the package transformers; here vpt adds tokens")
-        model = peft.get_peft_model(copy.deepcopy(backbone.vit), config)
-        layers = {
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Unsupported layer type")  # of every LayerNorm that is timm's own class
+            model = peft.get_peft_model(copy.deepcopy(backbone.vit), config)
+        layers: dict[str, Any] = {
             MARKS.sub("", path): layer
             for path, layer in model.named_modules()
             if isinstance(layer, BaseTunerLayer) and not hasattr(layer, "ln_tuning_layers")
