@@ -449,6 +449,7 @@ def kept_on_vit_b16():
     """Bytes kept for backward on ViT-B/16 at 224, batch 8, counted on tensors that have no memory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, **_: tensor)  # looks at numbers, of which none are
+        patch.setattr(torch.nn.Module, "to", lambda module, *_, **__: module)  # torch cannot move such tensors
         shape = catalogue.shape_of(catalogue.VIT_B16)
         with FakeTensorMode():
             backbone = shape._apply(lambda tensor: torch.empty(tensor.shape))
@@ -489,7 +490,7 @@ def test_its_arguments_make_it_again(variant, cls):
     arguments = json.loads(json.dumps(made.arguments()))
     again = methods.create(variant[0], **arguments)
     assert again.arguments() == made.arguments()
-    assert set(variant[1].items()) <= set(made.arguments().items())
+    assert variant[1].items() <= made.arguments().items()
 
 
 def test_an_unknown_method_or_option_is_said_with_the_near_misses():

@@ -70,8 +70,8 @@ class Consolidator(Method):
 
     @property
     def recipe(self) -> dict[str, float]:
-        """The middle of the released grid, 5e-4 to 1e-2, and the released drop path."""
-        return {"lr": 2e-3, "drop_path": 0.1}
+        """The middle of the released grid, 5e-4 to 1e-2."""
+        return {"lr": 2e-3}
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)

@@ -54,11 +54,6 @@ class Convpass(Method):
         check_some(self, "sublayers")
         check_share(self, "dropout")
 
-    @property
-    def recipe(self) -> dict[str, float]:
-        """Learning rate and drop path of the paper's VTAB-1k runs (table 8; released code)."""
-        return {"lr": 1e-3, "drop_path": 0.1}
-
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         for i in range(backbone.depth):

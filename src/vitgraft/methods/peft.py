@@ -1,8 +1,8 @@
 """A bridge to the package peft: whatever it can put on the backbone's layers runs here, under our protocol.
 
-peft (Mangrulkar et al. 2022, github.com/huggingface/peft) replaces modules of a model. It gets a copy of the ViT for that:
-each module that it replaced there becomes a `Change` of the backbone's own layer, each tensor of the ViT that it would
-train a trained copy. So the backbone stays as it is, and none of its tensors gets into the method.
+peft (Mangrulkar et al. 2022, github.com/huggingface/peft) replaces modules of a model. It gets a copy of the ViT to do
+so: each module that it replaced there becomes a `Change` of the backbone's own layer, each tensor of the ViT that it
+would train a trained copy. The backbone stays as it is, and none of its tensors gets into the method.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Peft(Method):
     paper = "Mangrulkar et al. 2022, github.com/huggingface/peft"
     variants = (
         {"peft_config": {"peft_type": "IA3", "target_modules": ["qkv", "attn.proj"], "feedforward_modules": ["qkv"]}},
-        {"peft_config": {"peft_type": "LN_TUNING", "target_modules": ["norm1", "norm2"]}},
         {"peft_config": {"peft_type": "VERA", "r": 4, "target_modules": ["qkv", "attn.proj"]}},
+        {"peft_config": {"peft_type": "LORA", "use_dora": True, "bias": "all", "target_modules": ["patch_embed.proj"]}},
     )
     needs = "peft"
 
@@ -76,8 +76,8 @@ class Peft(Method):
         for path, layer in layers.items():
             if path not in backbone.affine:
                 raise RequestError(
-                    f"The target_modules match {path!r}, which is no layer of {backbone.name} that can be changed: name "
-                    f"it in exclude_modules, or give target_modules as a pattern of whole paths, like {BLOCKS!r}."
+                    f"The target_modules match {path!r}, which is no layer of {backbone.name} that can be changed: "
+                    f"name it in exclude_modules, or give target_modules as a pattern of whole paths, like {BLOCKS!r}."
                 )
             plain = backbone.affine[path]
             if any(_differ(p, layer.get_base_layer().get_parameter(name)) for name, p in plain.named_parameters()):
@@ -207,9 +207,10 @@ def _inject(given: dict[str, Any], backbone: Backbone) -> tuple[nn.Module, dict[
         config = kinds[kind](**{**given, **OURS})
         if config.is_prompt_learning or config.is_adaption_prompt:
             raise TypeError("it is made for language models of the package transformers; here vpt adds tokens")
+        copies = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in backbone.vit.parameters()}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Unsupported layer type")  # of every LayerNorm that is timm's own class
-            model = peft.get_peft_model(copy.deepcopy(backbone.vit), config)
+            model = peft.get_peft_model(copy.deepcopy(backbone.vit, copies), config)
         layers: dict[str, Any] = {
             MARKS.sub("", path): layer
             for path, layer in model.named_modules()

@@ -49,8 +49,8 @@ class SCT(Method):
 
     @property
     def recipe(self) -> dict[str, float]:
-        """The middle of the published per-task learning rates, 7e-4 to 7.5e-2, and the published drop path."""
-        return {"lr": 6e-3, "drop_path": 0.1}
+        """The middle of the published per-task learning rates, 7e-4 to 7.5e-2."""
+        return {"lr": 6e-3}
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
