@@ -454,10 +454,13 @@ def kept_on_vit_b16():
         with FakeTensorMode():
             backbone = shape._apply(lambda tensor: torch.empty(tensor.shape))
             images, labels = torch.empty(8, 3, 224, 224), torch.zeros(8, dtype=torch.long)
-            return {
-                variant_id(variant): cost.kept_bytes(model_of(variant, backbone).train(), images, labels)
-                for variant in VARIANTS
-            }
+            kept = {}
+            for variant in VARIANTS:
+                name, arguments = variant
+                model = build(backbone, name, classes=CLASSES, **arguments).train()
+                model.method.ready = True  # which channels are salient makes no difference
+                kept[variant_id(variant)] = cost.kept_bytes(model, images, labels)
+            return kept
 
 
 @every_variant

@@ -189,9 +189,10 @@ class _Fitting:
         """FLOPs of one picture, and the bytes kept for backward by a batch of up to 8."""
         batch = min(8, self.settings.batch_size, len(self.train_pictures))
         pixels, labels, _ = next(self.train_pictures.batches([list(range(batch))]))
-        images = self.preprocess.normalise(pixels)
+        weight = self.model.head.fc.weight  # where, and in which precision, the run has put the model
+        images, labels = self.preprocess.normalise(pixels.to(weight.device)).to(weight), labels.to(weight.device)
         self.model.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=resolved_precision(self.settings.precision) == "bf16"):
+        with self.fabric.autocast():
             kept = cost.kept_bytes(self.model, images, labels)
         self.model.eval()
         gflops = cost.flops(self.model, images[:1]) / 1e9

@@ -35,7 +35,7 @@ class LoRA(Method):
     published = "VTAB-1k 74.5 (mean of groups, ViT-B/16 IN-21k; NOAH, Zhang et al. 2022)"
     choices = {"targets": (*THIRDS, "qkv", "proj", "fc1", "fc2")}
     variants = ({"targets": ("qkv", "proj", "fc1", "fc2")}, {"targets": ("q", "k", "v"), "rank": 3, "alpha": 6.0})
-    keeps = 0.85
+    keeps = 1.0  # 0.7 with q and v
 
     def __init__(
         self, *, targets: Sequence[str] = ("q", "v"), rank: int = 8, alpha: float = 8.0, dropout: float = 0.0

@@ -33,12 +33,13 @@ DEFAULT = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": BLOCK
 OURS = {"task_type": None, "inference_mode": False, "base_model_name_or_path": None, "revision": None}
 # What peft puts into the name of a tensor of the model that it trains itself, or in a copy.
 MARKS = re.compile(r"^base_model\.model\.|\.(base_layer|modules_to_save\.default|ln_tuning_layers\.default)(?=\.)")
-# Settings that are silently without effect unless the training loop does what peft's documentation asks for.
+# Settings (the value that does it, None for any) that change nothing unless a training loop does more than ours.
 ASKING = {
-    "total_step": "update_and_allocate after every step",
-    "use_asa": "update_and_allocate after every step",
-    "monteclora_config": "a loss of its own",
-    "alora_invocation_tokens": "the tokens of a text",
+    "total_step": (None, "update_and_allocate after every step"),
+    "use_asa": (None, "update_and_allocate after every step"),
+    "monteclora_config": (None, "a loss of its own"),
+    "alora_invocation_tokens": (None, "the tokens of a text"),
+    "init_lora_weights": ("eva", "the training pictures before it starts"),
 }
 
 
@@ -149,6 +150,8 @@ class Bridge(Change):
                     if (y - F.linear(x, W, b)).norm() > 1e-5 * y.norm():
                         raise TypeError("it is not linear in what it receives")
         except (RuntimeError, TypeError) as error:
+            if weight.ndim > 2:  # here it is a part of the forward pass
+                raise
             kind = f"{type(self.layer).__module__}.{type(self.layer).__name__}"
             raise RequestError(f"No weight can stand for a {kind} ({error}): use it unmerged.") from error
         return W, b
@@ -159,7 +162,7 @@ def _read(given: Any) -> dict[str, Any]:
     try:
         if isinstance(given, (str, Path)):
             path = Path(given, "adapter_config.json") if Path(given).is_dir() else Path(given)
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text("utf-8"))
         else:
             plain = given.to_dict() if hasattr(given, "to_dict") else given
             found = json.loads(json.dumps(plain, default=sorted))  # peft holds names in sets
@@ -200,8 +203,8 @@ def _inject(given: dict[str, Any], backbone: Backbone) -> tuple[nn.Module, dict[
                 f"{kind} has no setting {name!r} in peft {peft.__version__}: take it out of the configuration, or "
                 f"install the version that wrote it.{near_misses(name, fields)}"
             )
-    for name, wish in {**ASKING, "init_lora_weights": "the training pictures before it starts"}.items():
-        if given.get(name) if name in ASKING else given.get(name) == "eva":
+    for name, (value, wish) in ASKING.items():
+        if given.get(name) and value in (None, given[name]):
             raise RequestError(f"{kind} with {name} needs {wish}, which a fit here does not give: leave it out.")
     try:
         config = kinds[kind](**{**given, **OURS})
