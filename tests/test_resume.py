@@ -122,18 +122,18 @@ def test_stopped_at_each_file(file, precision, ground, tmp_path, monkeypatch):
     assert without_clock(run) == without_clock(plain)
 
 
-def test_ctrl_c(ground, undisturbed, tmp_path):
+def test_ctrl_c(ground, tmp_path):
+    """Long enough that the signal always comes before the end; that such a fit goes on exactly is tested above."""
     run, log = tmp_path / "run", tmp_path / "log"
-    other = start(fit_words(ground, run, *EXACT, "--detached"), log)
-    wait_for(lambda: epochs_done(run) >= 1)
+    other = start(fit_words(ground, run, *EXACT, "--epochs", 5000, "--detached"), log)
+    wait_for(lambda: epochs_done(run) >= 2)
     os.kill(other.process.pid, signal.SIGINT)
     assert other.ends() == 130
     assert other.said().splitlines() == [
         "vitgraft: stopped by Ctrl-C; a fit continues with the same command and --resume."
     ]
     assert not (run / "result.json").exists()
-    fit(ground, run, *EXACT, "--detached", "--resume")
-    assert same(adapter_of(run), adapter_of(undisturbed / "detached"))
+    assert checkpoint_of(run)
 
 
 # What --resume does otherwise

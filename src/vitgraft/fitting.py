@@ -189,8 +189,8 @@ class _Fitting:
         """FLOPs of one picture, and the bytes kept for backward by a batch of up to 8."""
         batch = min(8, self.settings.batch_size, len(self.train_pictures))
         pixels, labels, _ = next(self.train_pictures.batches([list(range(batch))]))
-        weight = self.model.head.fc.weight  # where, and in which precision, the run has put the model
-        images, labels = self.preprocess.normalise(pixels.to(weight.device)).to(weight), labels.to(weight.device)
+        device, dtype = self.fabric.device, next(self.model.head.parameters()).dtype
+        images, labels = self.preprocess.normalise(pixels.to(device)).to(dtype), labels.to(device)
         self.model.train()
         with self.fabric.autocast():
             kept = cost.kept_bytes(self.model, images, labels)
