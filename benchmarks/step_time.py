@@ -4,7 +4,7 @@
 
 Every contender takes one step in turn, `--repeat` times after two steps that are not counted; a contender's ratio to
 another one is the median of the ratios of their steps of the same turn, so that a busy machine slows both alike. `full`
-is plain timm trained whole, `peft-lora` is peft's LoRA (rank 8, every linear layer of the blocks) on plain timm; neither
+is plain timm trained whole, `peft-lora` peft's LoRA (rank 8, every linear layer of the blocks) on plain timm; neither
 runs code of vitgraft. A step is forward, backward and AdamW on random pictures that are on the device already.
 """
 
