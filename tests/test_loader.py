@@ -32,7 +32,7 @@ def cut(path: Path) -> None:
 
 
 def collect(pictures: Pictures, batches: list[list[int]]) -> list[tuple[torch.Tensor, ...]]:
-    return list(pictures.batches(batches))
+    return [(batch.pixels, batch.targets, batch.indices) for batch in pictures.batches(batches)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

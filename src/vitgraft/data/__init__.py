@@ -1,12 +1,15 @@
 """From pictures on disk to batches: what a folder holds, how a picture is prepared, in which order it is seen."""
 
+from .batch import Batch
 from .dataset import DataSet, Split, read
 from .loader import Pictures, epoch_batches, even_batches
 from .pictures import BadPicture, open_picture, to_rgb
 from .preprocess import Preprocess
+from .recognise import recognise
 
 __all__ = [
     "BadPicture",
+    "Batch",
     "DataSet",
     "Pictures",
     "Preprocess",
@@ -15,5 +18,6 @@ __all__ = [
     "even_batches",
     "open_picture",
     "read",
+    "recognise",
     "to_rgb",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import RequestError, WorkError
+from .batch import Batch
 from .dataset import Split
 from .pictures import BadPicture
 from .preprocess import Preprocess
@@ -103,18 +104,25 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def batches(self, indices: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each list of indices, in order: pixels uint8 [b, 3, H, W], labels int64 [b], the indices int64 [b]."""
+    def even_batches(self, batch_size: int, *, rank: int = 0, world: int = 1) -> list[list[int]]:
+        """The batches of one pass over all pictures, for evaluation: this process's share."""
+        return even_batches(len(self), batch_size, rank=rank, world=world)
+
+    def batches(self, indices: Sequence[Sequence[int]], *, epoch: int | None = None) -> Iterator[Batch]:
+        """For each list of indices, in order, a batch; every epoch sees the same pixels."""
         if self._pixels is not None:
             for batch in indices:
                 chosen = torch.tensor(batch, dtype=torch.int64)
-                yield self._pixels[chosen], self.labels[chosen], chosen
+                yield self._batch(self._pixels[chosen], chosen)
             return
         for decoded in self._decode(indices, _stack):
             for index, reason in decoded.bad:  # it was good when all were checked: the file has changed since
                 raise BadPicture(self.paths[index], reason)
             chosen = torch.tensor(decoded.indices, dtype=torch.int64)
-            yield decoded.pixels, self.labels[chosen], chosen
+            yield self._batch(decoded.pixels, chosen)
+
+    def _batch(self, pixels: Tensor, chosen: Tensor) -> Batch:
+        return Batch(pixels, [self._preprocess.size] * len(chosen), self.labels[chosen], chosen)
 
     def _decode_all(
         self, keep: bool, progress: Callable[[int, int], None] | None

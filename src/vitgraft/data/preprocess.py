@@ -23,16 +23,19 @@ class Preprocess:
     """Direct resize to `size` (the aspect ratio is not kept: VTAB-1k's way), then normalisation per channel.
 
     Args:
-        size: (H, W) in pixels.
+        size: (H, W) in pixels; with `fit` of the canvas that a picture is resized to fit.
         mean: of R, G, B, on the scale 0..1; as the backbone was pre-trained.
         std: of R, G, B, on the scale 0..1.
         interpolation: a Pillow filter by name; it is antialiased when it makes a picture smaller, "nearest" excepted.
+        fit: the aspect ratio is kept, and what is missing to sides of multiples of 32 is padded: the dense tasks' way,
+            of which `data.augment` is in charge.
     """
 
     size: tuple[int, int]
     mean: Triple
     std: Triple
     interpolation: str = "bicubic"
+    fit: bool = False
 
     def __post_init__(self) -> None:
         known = [filter.name.lower() for filter in Image.Resampling]
@@ -86,4 +89,6 @@ class Preprocess:
     def __str__(self) -> str:
         height, width = self.size
         mean, std = (" ".join(f"{value:g}" for value in triple) for triple in (self.mean, self.std))
-        return f"RGB, resize to {height}x{width} (HxW, {self.interpolation}), scale to 0..1, mean {mean}, std {std}"
+        how = "resize to fit {}, pad to multiples of 32 with the mean" if self.fit else "resize to {}"
+        sized = how.format(f"{height}x{width} (HxW, {self.interpolation})")
+        return f"RGB, {sized}, scale to 0..1, mean {mean}, std {std}"

@@ -1,0 +1,233 @@
+"""The pictures of a dense split with their truth: checked once, then decoded, augmented and handed out in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import RequestError, WorkError
+from .augment import STRIDE, Augment, Truth, evaluation_view, prepared
+from .batch import Batch, DenseSplit, Problem
+from .loader import even_batches
+from .masks import BadTruth, load_mask
+from .pictures import BadPicture, open_picture
+from .preprocess import Preprocess
+
+_CHUNK = 32  # pictures that a worker process looks at in one go when all are checked
+Item = tuple[Tensor, tuple[int, int], Any, int]  # pixels, (h, w) inside the padding, target, index
+
+
+class DensePictures:
+    """A split for segment, detect or instance whose pictures and truth are known to be good.
+
+    Args:
+        split: paths, and masks or objects.
+        preprocess: its `size` is the canvas (H, W), whose sides are multiples of 32.
+        task: "segment", "detect" or "instance".
+        classes: how many there are; what a mask may hold.
+        workers: processes that decode; 0 decodes in this one.
+        augment: the views of training.
+        skip_bad: leave bad pictures, and those with bad truth, out, into `skipped`; otherwise they are an error.
+        progress: called with (pictures done, pictures in all) while all are checked.
+
+    Raises WorkError when pictures are bad, or when skipping them leaves none.
+    """
+
+    split: DenseSplit  # without what was left out
+    sizes: list[tuple[int, int]]  # (h, w) of each picture's file
+    skipped: list[tuple[Path, str]]  # files that were bad, with the reason
+
+    def __init__(
+        self,
+        split: DenseSplit,
+        preprocess: Preprocess,
+        *,
+        task: str,
+        classes: int,
+        workers: int,
+        augment: Augment | None = None,
+        skip_bad: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        if any(side % STRIDE for side in preprocess.size):
+            near = " ".join(str(max(round(side / STRIDE), 1) * STRIDE) for side in preprocess.size)
+            raise RequestError(
+                f"image size {preprocess.size} was asked for, but the sides (height, width) of a dense task are "
+                f"multiples of {STRIDE}; give such as {near}"
+            )
+        self._preprocess = preprocess
+        self._task = task
+        self._classes = classes
+        self._workers = workers
+        self._augment = augment
+        checked = examine(split, classes, workers, progress)
+        bad = [(found.file, _reason(found)) for found in checked if isinstance(found, Problem)]
+        good = [index for index, found in enumerate(checked) if not isinstance(found, Problem)]
+        if bad and (not skip_bad or not good):
+            raise WorkError(_bad_pictures(split, bad, skip_bad))
+        self.skipped = bad
+        self.split = split.take(good)
+        self.sizes = [found for found in checked if not isinstance(found, Problem)]
+
+    @property
+    def paths(self) -> list[Path]:
+        return list(self.split.paths)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def truth(self, index: int) -> Truth:
+        """At the size of the picture's file: the mask, uint8 [h, w] with 255 ignored, or the Objects."""
+        return _truth(self.split, self._classes, index)
+
+    def batches(self, indices: Sequence[Sequence[int]], *, epoch: int | None = None) -> Iterator[Batch]:
+        """For each list of indices, in order, a batch.
+
+        With an epoch, every picture is augmented anew, by the augmentation's seed, the epoch and its index alone.
+        Without, they are as for evaluation, and a list holds pictures of one padded size, as `even_batches` makes them.
+        """
+        if epoch is not None and self._augment is None:
+            raise RequestError("batches of an epoch were asked for, but no augmentation was given; give augment=")
+        load = partial(
+            _load,
+            preprocess=self._preprocess,
+            masks=self._task == "instance",
+            augment=self._augment if epoch is not None else None,
+            epoch=epoch,
+        )
+        for items in _mapped(_Each(self.split, self._classes, load), indices, self._workers):
+            for item in items:
+                if isinstance(item, Problem):  # it was good when all were checked: the file has changed since
+                    raise BadTruth(item)
+            yield _batch(items, stacked=self._task == "segment")
+
+    def even_batches(self, batch_size: int, *, rank: int = 0, world: int = 1) -> list[list[int]]:
+        """All indices once, for evaluation, in batches of one padded size: this process's share of each.
+
+        The sizes come in the order in which they are first met; a rank's list may be shorter than another's.
+        """
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, size in enumerate(self.sizes):
+            groups.setdefault(evaluation_view(size, self._preprocess.size).canvas, []).append(index)
+        return [
+            [group[position] for position in batch]
+            for group in groups.values()
+            for batch in even_batches(len(group), batch_size, rank=rank, world=world)
+        ]
+
+
+def examine(
+    split: DenseSplit, classes: int, workers: int, progress: Callable[[int, int], None] | None = None
+) -> list[tuple[int, int] | Problem]:
+    """Opens every picture and its truth: for each the size (h, w) of its file, or what is wrong."""
+    found: list[tuple[int, int] | Problem] = []
+    for sizes in _mapped(_Each(split, classes, _size), even_batches(len(split), _CHUNK), workers):
+        found += sizes
+        if progress is not None:
+            progress(len(found), len(split))
+    return found
+
+
+def unreadable(bad: BadPicture) -> Problem:
+    """A picture that cannot be decoded, as a problem."""
+    return Problem(bad.path, "", f"it cannot be read as a picture ({bad.reason}); replace or remove it")
+
+
+def _reason(problem: Problem) -> str:
+    return f"at {problem.place}: {problem.sentence}" if problem.place else problem.sentence
+
+
+def _size(image: Image.Image, truth: Truth, index: int) -> tuple[int, int]:
+    return image.height, image.width
+
+
+def _load(image: Image.Image, truth: Truth, index: int, *, epoch: int | None, **arguments: Any) -> Item:
+    return *prepared(image, truth, **arguments, key=f"{epoch}/{index}"), index
+
+
+class _Each(Dataset[Any]):
+    """Index to `make(picture, truth, index)` or, for a bad picture, the Problem. At module level, so that every way of
+    starting a worker process can import it."""
+
+    def __init__(self, split: DenseSplit, classes: int, make: Callable[[Image.Image, Truth, int], Any]) -> None:
+        self.split = split
+        self.classes = classes
+        self.make = make
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> Any:
+        path = self.split.paths[index]
+        try:
+            image, truth = open_picture(path), _truth(self.split, self.classes, index)
+            return self.make(image, truth, index) if not (fault := _misfit(path, image, truth)) else fault
+        except BadPicture as bad:
+            return unreadable(bad)
+        except BadTruth as bad:
+            return bad.problem
+
+
+def _truth(split: DenseSplit, classes: int, index: int) -> Truth:
+    return load_mask(split.masks[index], classes, split.zero_ignored) if split.masks else split.objects[index]
+
+
+def _misfit(path: Path, image: Image.Image, truth: Truth) -> Problem | None:
+    """The problem of a picture whose truth is for another size."""
+    h, w = truth.shape if isinstance(truth, np.ndarray) else truth.size
+    if (image.height, image.width) == (h, w):
+        return None
+    what = "its mask" if isinstance(truth, np.ndarray) else "the size in its annotation"
+    turned = " upright, by its EXIF orientation" if (image.width, image.height) == (h, w) else ""
+    said = f"the picture is {image.width} x {image.height} (width x height){turned}, but {what} is {w} x {h}"
+    return Problem(path, "", f"{said}; make them the same")
+
+
+def _same(items: list[Any]) -> list[Any]:
+    return items
+
+
+def _mapped(dataset: _Each, indices: Sequence[Sequence[int]], workers: int) -> Iterator[list[Any]]:
+    """What the dataset makes of each list of indices, in order, in worker processes."""
+    if workers < 0:
+        raise RequestError(f"{workers} worker processes were asked for, but 0 means this process alone; give 0 or more")
+    loader = DataLoader(
+        dataset,
+        batch_sampler=indices,  # type: ignore[arg-type]  # any sized iterable of index lists serves
+        collate_fn=_same,
+        num_workers=min(workers, len(indices)),  # the DataLoader gives each one torch thread
+        generator=torch.Generator(),  # it draws a seed for its workers, and shall not from the global generator
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkError(
+            f"pictures were to be decoded by {workers} worker processes, but one was killed ({error}); "
+            "give them more memory (in a container: shared memory), or decode in one process with --workers 0"
+        ) from error
+
+
+def _batch(items: list[Item], stacked: bool) -> Batch:
+    pixels, sizes, targets, indices = zip(*items, strict=True)
+    truth = torch.stack(targets) if stacked else list(targets)
+    return Batch(torch.stack(pixels), list(sizes), truth, torch.tensor(indices))
+
+
+def _bad_pictures(split: DenseSplit, bad: list[tuple[Path, str]], skip_bad: bool, most: int = 5) -> str:
+    listed = ", ".join(f"{path} ({reason})" for path, reason in bad[:most])
+    more = f", and {len(bad) - most} more" if len(bad) > most else ""
+    way = "" if skip_bad else ", or leave them out with --skip-bad"
+    return (
+        f"{len(split)} pictures of split {split.name!r} were to be used with their truth, but {len(bad)} cannot be: "
+        f"{listed}{more}; replace or remove them{way}"
+    )
