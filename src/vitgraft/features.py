@@ -29,7 +29,15 @@ class Features:
 
     pooled  [B, D']      one vector per picture
     maps    [(stride in pixels, [B, C_i, h_i, w_i]), ...]  from the finest to the coarsest
+    size    (H, W)       of the batch in pixels; dense tasks only
+    sizes   [(H, W), ...]  of each picture inside its padding, which lies right and below; all `size` unless told
     """
 
     pooled: Tensor
     maps: list[tuple[float, Tensor]]
+    size: tuple[int, int] = (0, 0)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if any(self.size) and not self.sizes:
+            self.sizes = [self.size] * len(self.pooled)

@@ -1,1 +1,69 @@
-"""What turns features into losses and predictions. One file per task; a head knows nothing of methods."""
+"""What turns features into losses and predictions. One file per family; a head knows nothing of methods."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RequestError, near_misses
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# task -> name -> file and class. A class's `levels` says how many maps it reads; an instance task sets its `masks`.
+HEADS: dict[str, dict[str, str]] = {
+    "classify": {"linear": "classify.Classify"},
+    "segment": {"upernet": "segment.UPerNet", "fpn": "segment.SemanticFPN", "linear": "segment.Linear"},
+    "detect": {"faster": "detect.RCNN", "cascade": "cascade.CascadeRCNN"},
+    "instance": {"mask": "detect.RCNN", "cascade-mask": "cascade.CascadeRCNN"},
+}
+
+
+def names(task: str) -> list[str]:
+    """The heads of a task, its default first."""
+    return list(HEADS[task])
+
+
+def find(task: str, name: str) -> type[Any]:
+    """The class of a head by its task and name; RequestError with the near misses if there is none."""
+    if task not in HEADS:
+        raise RequestError(
+            f"There is no task {task!r}: there are {', '.join(HEADS)}; choose one of these.{near_misses(task, HEADS)}"
+        )
+    if name not in HEADS[task]:
+        owners = [f"{name!r} belongs to the task {other}; " for other in HEADS if name in HEADS[other]]
+        raise RequestError(
+            f"There is no head {name!r} for the task {task}: {''.join(owners)}there are {', '.join(HEADS[task])}; "
+            f"choose one of these.{near_misses(name, HEADS[task])}"
+        )
+    file, _, cls = HEADS[task][name].partition(".")
+    return getattr(importlib.import_module(f".{file}", __name__), cls)
+
+
+def options(task: str, name: str) -> dict[str, Any]:
+    """The options of a head with their defaults."""
+    parameters = inspect.signature(find(task, name)).parameters.values()
+    return {p.name: p.default for p in parameters if p.name not in ("channels", "classes", "masks")}
+
+
+def create(task: str, name: str, channels: Sequence[int], classes: int, **arguments: Any) -> nn.Module:
+    """A head for maps of these widths, finest first; its tensors are drawn from torch's global generator.
+
+    RequestError for an option that it does not have, and for fewer maps than the `levels` that it reads.
+    """
+    cls = find(task, name)
+    known = options(task, name)
+    for argument in arguments:
+        if argument not in known:
+            raise RequestError(
+                f"The head {name} has no option {argument!r}: it has {', '.join(known) or 'none'}; take one of these "
+                f"or leave it out.{near_misses(argument, known)}"
+            )
+    if len(channels) < cls.levels:
+        raise RequestError(
+            f"The head {name} reads {cls.levels} maps, but was given {len(channels)}: "
+            "put a heads.pyramid.Pyramid in front of it."
+        )
+    return cls(channels, classes, **({"masks": True} if task == "instance" else {}), **arguments)

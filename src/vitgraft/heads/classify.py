@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,8 +17,11 @@ class Classify(nn.Module):
     Parameters: (D' + 1) K.
     """
 
-    def __init__(self, width: int, classes: int, *, label_smoothing: float = 0.0) -> None:
+    levels: ClassVar[int] = 0  # of maps that it reads
+
+    def __init__(self, channels: Sequence[int], classes: int, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
+        [width] = channels
         self.fc = nn.Linear(width, classes)
         self.label_smoothing = label_smoothing
         nn.init.trunc_normal_(self.fc.weight, std=0.02)

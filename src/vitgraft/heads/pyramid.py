@@ -1,0 +1,47 @@
+"""Four maps out of one, so that a plain ViT runs every dense head."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from timm.layers import LayerNorm2d
+from torch import nn
+
+from ..errors import RequestError
+from ..features import Features
+
+
+class Pyramid(nn.Module):
+    """Simple feature pyramid (ViTDet, Li et al. 2022, section 3): strides 4, 8, 16, 32 from the map of stride 16.
+
+    Transposed convolutions up, a LayerNorm over channels and GELU between the two of stride 4, max pooling down. The
+    convolutions behind each map there are the lateral ones of the FPN in the heads here. Widths: D/4, D/2, D, D.
+
+    Parameters: 9/2 D^2 + 9/4 D.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        if width % 4:
+            raise RequestError(
+                f"A pyramid of maps was asked for on features of width {width}, which it halves twice: take a backbone "
+                "whose width is a multiple of 4."
+            )
+        D = width
+        self.channels = (D // 4, D // 2, D, D)
+        up2 = nn.ConvTranspose2d(D, D // 2, 2, stride=2)
+        up4 = nn.ConvTranspose2d(D // 2, D // 4, 2, stride=2)
+        self.scales = nn.ModuleList(
+            [
+                nn.Sequential(nn.ConvTranspose2d(D, D // 2, 2, stride=2), LayerNorm2d(D // 2), nn.GELU(), up4),
+                up2,
+                nn.Identity(),
+                nn.MaxPool2d(2),
+            ]
+        )
+
+    def forward(self, features: Features) -> Features:
+        """The same features with [B, D, h, w], their only map, as four [B, channels[i], h_i, w_i]; h and w even."""
+        [(stride, x)] = features.maps
+        maps = [(stride * times, scale(x)) for times, scale in zip((0.25, 0.5, 1, 2), self.scales, strict=True)]
+        return replace(features, maps=maps)

@@ -1,0 +1,86 @@
+"""The simple feature pyramid: ViTDet's layers, each map where it belongs, and every head behind it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers_heads import check_gradients, features, made, objects, parameters, shaken
+
+from vitgraft import heads
+from vitgraft.errors import RequestError
+from vitgraft.features import Features
+from vitgraft.heads.pyramid import Pyramid
+
+
+def layer_norm(x, weight, bias):
+    mean = x.mean(1, keepdim=True)
+    x = (x - mean) / (((x - mean) ** 2).mean(1, keepdim=True) + 1e-6).sqrt()
+    return x * weight[:, None, None] + bias[:, None, None]
+
+
+def test_is_the_papers():
+    pyramid = shaken(made(Pyramid, 16)).double()
+    given = features(channels=(16,), dtype=torch.float64)
+    found = pyramid(given)
+    x = given.maps[0][1]
+    t = dict(pyramid.state_dict())
+    up = F.conv_transpose2d(x, t["scales.0.0.weight"], t["scales.0.0.bias"], stride=2)
+    up = layer_norm(up, t["scales.0.1.weight"], t["scales.0.1.bias"])
+    up = up * 0.5 * (1 + torch.erf(up / 2**0.5))
+    expected = [
+        F.conv_transpose2d(up, t["scales.0.3.weight"], t["scales.0.3.bias"], stride=2),
+        F.conv_transpose2d(x, t["scales.1.weight"], t["scales.1.bias"], stride=2),
+        x,
+        x.unfold(2, 2, 2).unfold(3, 2, 2).amax((-1, -2)),
+    ]
+    assert [stride for stride, _ in found.maps] == [4, 8, 16, 32]
+    assert tuple(m.shape[1] for _, m in found.maps) == pyramid.channels == (4, 8, 16, 16)
+    torch.testing.assert_close([m for _, m in found.maps], expected, rtol=1e-12, atol=1e-12)
+    assert found.size == given.size
+    assert found.sizes == given.sizes
+    assert found.pooled is given.pooled
+
+
+def test_a_cell_reaches_only_its_own_place():
+    pyramid = made(Pyramid, 8).double()
+    x = torch.randn(1, 8, 6, 8, dtype=torch.float64)
+    other = x.clone()
+    other[:, :, 2, 5] += 1
+    maps = [pyramid(Features(x.mean((2, 3)), [(16, each)], (96, 128))).maps for each in (x, other)]
+    for (stride, a), (_, b) in zip(*maps, strict=True):
+        rows, columns = (a != b).any(1)[0].nonzero().T.double() * stride
+        assert 32 <= rows.min() <= rows.max() < 48 if stride < 32 else set(rows.tolist()) == {32}
+        assert 80 <= columns.min() <= columns.max() < 96 if stride < 32 else set(columns.tolist()) == {64}
+
+
+@pytest.mark.parametrize("D", [8, 20, 192])
+def test_parameters(D):
+    assert parameters(made(Pyramid, D)) == 9 * D * D / 2 + 9 * D / 4
+
+
+def test_of_odd_widths():
+    with pytest.raises(RequestError, match="width 18, which it halves twice"):
+        Pyramid(18)
+
+
+@pytest.mark.parametrize(("task", "name"), [(task, name) for task in heads.HEADS for name in heads.HEADS[task]])
+def test_every_head_behind_it(task, name):
+    small = {"upernet": {"width": 16, "auxiliary_width": 16}, "fpn": {"neck": 8, "width": 32}, "linear": {}}
+    options = small.get(
+        name, {"width": 8, "hidden": 16, "proposals": 20, "samples": 40, "anchors": (8, 16, 32, 64, 96)}
+    )
+    pyramid = made(Pyramid, 16)
+    head = made(heads.create, task, name, pyramid.channels, 3, **options)
+    given = features(channels=(16,))
+    targets = torch.randint(3, (2, 64, 96)) if task == "segment" else objects(given, masks=task == "instance")
+    torch.manual_seed(0)
+    losses = head(pyramid(given), targets)
+    if name == "linear":
+        pyramid = torch.nn.Identity()  # which reads the one map that was there before
+    check_gradients(torch.nn.ModuleList([pyramid, head]), losses)
+
+
+def test_features_know_their_pictures_sizes():
+    pooled = torch.zeros(3, 4)
+    assert Features(pooled, [], (64, 32)).sizes == [(64, 32)] * 3
+    assert Features(pooled, [], (64, 32), [(1, 2), (3, 4), (5, 6)]).sizes == [(1, 2), (3, 4), (5, 6)]
+    assert Features(pooled, []).sizes == []
