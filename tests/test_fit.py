@@ -20,9 +20,10 @@ from helpers_cli import (
 import vitgraft
 from vitgraft import adapter, cost, fitting
 from vitgraft.backbone import Backbone
+from vitgraft.classification import Evaluation
 from vitgraft.errors import RequestError
-from vitgraft.evaluate import Evaluation
 from vitgraft.settings import Settings
+from vitgraft.tasks.classify import Classify
 from vitgraft.training import learning_rate
 
 FILES = {
@@ -94,7 +95,7 @@ def test_the_three_lines_of_python(ground, tmp_path, capsys):
     )
     answers = run.predict([ground.easy / "test" / "dots" / "0.png"])
     assert [answer["class"] in CLASSES for answer in answers] == [True]
-    assert run.evaluate(ground.easy, "val").accuracy == run.result["value"] == result_of(run.path)["value"]
+    assert run.evaluate(ground.easy, "val").value == run.result["value"] == result_of(run.path)["value"]
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "epoch 3/3: 100%" in shown.err
@@ -108,7 +109,7 @@ def test_evaluate_gives_the_value_in_the_result(precision, ground, tmp_path, cap
         run = fit(ground, tmp_path / words[-1], *words, "--precision", precision, data=ground.hard)
         value = result_of(run)["value"]
         assert value < 1  # else it would be no test
-        assert metrics_of(run)[-1]["val_accuracy"] == pytest.approx(value, abs=0.1)  # before the file's rounding
+        assert metrics_of(run)[-1]["val"] == pytest.approx(value, abs=0.1)  # before the file's rounding
         capsys.readouterr()
         assert call("evaluate", run, ground.hard, "--split", "val", "--json") == 0
         found = json.loads(capsys.readouterr().out)
@@ -140,7 +141,7 @@ def test_one_backbone_for_runs_of_two_precisions(ground, tmp_path):
     double = fitting.fit(ground.easy, out=tmp_path / "64", precision="64", **options)
     single = fitting.fit(ground.easy, out=tmp_path / "32", precision="32", **options)
     for run in (double, single, double):
-        assert run.evaluate(ground.easy, "val").accuracy == run.result["value"]
+        assert run.evaluate(ground.easy, "val").value == run.result["value"]
 
 
 # What is looked at
@@ -148,28 +149,28 @@ def test_one_backbone_for_runs_of_two_precisions(ground, tmp_path):
 
 def test_only_val_is_looked_at_before_the_end(ground, tmp_path, monkeypatch):
     seen = []
-    evaluate = fitting.evaluate
-    monkeypatch.setattr(fitting, "evaluate", lambda *a, **k: seen.append(k["split"]) or evaluate(*a, **k))
+    measure = Classify.measure
+    monkeypatch.setattr(Classify, "measure", lambda *a, **k: seen.append(k["split"]) or measure(*a, **k))
     run = fit(ground, tmp_path / "test", "--method", "linear", "--eval-split", "test")
     assert seen == ["test"]
     assert result_of(run)["split"] == "test"
-    assert not any("val_accuracy" in record for record in metrics_of(run))
+    assert not any("val" in record for record in metrics_of(run))
     seen.clear()
     run = fit(ground, tmp_path / "val", "--method", "linear")
     assert seen == ["val"] * 4
-    assert all("val_accuracy" in record for record in metrics_of(run))
+    assert all("val" in record for record in metrics_of(run))
 
 
 def test_the_reported_epoch_is_the_last(ground, tmp_path, monkeypatch):
     """Even where an earlier one was better on val."""
     found = iter([0.9, 0.5, 0.4, 0.3])
-    evaluate = fitting.evaluate
+    measure = Classify.measure
 
     def claiming(*a, **k):
-        claims = type("Claims", (Evaluation,), {"accuracy": next(found)})
-        return claims(**vars(evaluate(*a, **k)))
+        claims = type("Claims", (Evaluation,), {"value": next(found)})
+        return claims(**vars(measure(*a, **k)))
 
-    monkeypatch.setattr(fitting, "evaluate", claiming)
+    monkeypatch.setattr(Classify, "measure", claiming)
     run = fit(ground, tmp_path / "run", "--method", "linear")
     assert result_of(run)["value"] == 0.3
     assert result_of(run)["protocol"]["epoch_reported"] == "last"
@@ -180,7 +181,7 @@ def test_train_and_val_together(ground, tmp_path, capsys):
     result = result_of(run)
     assert (result["value"], result["interval"], result["split"]) == (None, None, None)
     assert metrics_of(run)[0]["step"] == (36 + 18) // 12
-    assert not any("val_accuracy" in record for record in metrics_of(run))
+    assert not any("val" in record for record in metrics_of(run))
     assert "not measured" in capsys.readouterr().out
     assert "Not measured" in (run / "report.html").read_text()
     run = fit(ground, tmp_path / "both", "--method", "linear", "--train-split", "train+val", "--eval-split", "test")

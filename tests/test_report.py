@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw
 
 from vitgraft import page, report
 from vitgraft.charts import Bar, Curve, bars, curves, ticks
+from vitgraft.classification import Evaluation
 from vitgraft.errors import WorkError
-from vitgraft.evaluate import Evaluation
 
 BROWSER = next((shutil.which(b) for b in ("chromium", "google-chrome", "chromium-browser") if shutil.which(b)), None)
 SWITCHES = (
@@ -73,7 +73,7 @@ def results(evaluation, **changes):
             "fingerprint": "9f2c",
         },
         "metric": "top-1 accuracy",
-        "value": evaluation.accuracy if evaluation else None,
+        "value": evaluation.value if evaluation else None,
         "interval": list(evaluation.interval) if evaluation else None,
         "split": "val" if evaluation else None,
         "parameters": 764840,
@@ -122,7 +122,7 @@ def epochs(n, last=0.9):
             "lr": 1e-3 * min(e / 5, 0.5 + 0.5 * math.cos(math.pi * e / max(n, 2))),
             "seconds": 8.1,
             "train_accuracy": 0.99 - 0.8 * math.exp(-e / 7),
-            "val_accuracy": last - 0.75 * math.exp(-e / 6) + 0.01 * math.sin(5 * e),
+            "val": last - 0.75 * math.exp(-e / 6) + 0.01 * math.sin(5 * e),
         }
         for e in range(1, n + 1)
     ]
@@ -195,7 +195,7 @@ def test_run_page_shows_what_was_measured(tmp_path, evaluation):
     path = tmp_path / "report.html"
     report.write(path, result=results(evaluation), metrics=epochs(50), evaluation=evaluation)
     dom = check_whole(path)
-    assert dom.find("p", "value")[0][2] == page.percent(evaluation.accuracy)
+    assert dom.find("p", "value")[0][2] == page.percent(evaluation.value)
     assert plain(page.interval_text(evaluation.interval)) in dom.text
     for words in (
         "hst on fruit",
@@ -247,12 +247,12 @@ def test_run_page_in_a_browser(tmp_path, evaluation):
     wrong = int((evaluation.predicted != evaluation.labels).sum())
     pictures = min(16, wrong) + 8
     assert json.loads(dom.find("title")[0][2]) == [pictures, pictures, 100, True]
-    assert dom.find("p", "value")[0][2] == page.percent(evaluation.accuracy)
+    assert dom.find("p", "value")[0][2] == page.percent(evaluation.value)
 
 
 def test_without_evaluation_it_says_how_to_get_a_number(tmp_path):
     path = tmp_path / "report.html"
-    metrics = [{k: v for k, v in line.items() if k != "val_accuracy"} for line in epochs(5)]
+    metrics = [{k: v for k, v in line.items() if k != "val"} for line in epochs(5)]
     report.write(path, result=results(None), metrics=metrics, evaluation=None)
     dom = check_whole(path)
     assert "no validation split" in dom.text
@@ -265,7 +265,7 @@ def test_a_number_without_the_evaluation_is_still_shown(tmp_path, evaluation):
     path = tmp_path / "report.html"
     report.write(path, result=results(evaluation), metrics=[], evaluation=None)
     dom = check_whole(path)
-    assert dom.find("p", "value")[0][2] == page.percent(evaluation.accuracy)
+    assert dom.find("p", "value")[0][2] == page.percent(evaluation.value)
     assert "300 pictures" in dom.text
     assert not dom.find("svg")
 
@@ -364,7 +364,7 @@ def test_comparison_page(tmp_path, fruit):
     dom = check_whole(path)
     assert [a[1]["href"] for a in dom.find("a")] == [f"fruit%20{m}/report.html" for m in records]
     for record in records.values():
-        assert plain(page.percent(record.accuracy)) in dom.text
+        assert plain(page.percent(record.value)) in dom.text
     assert "dig<its" in dom.text
     assert "not measured" in dom.text
     assert len(dom.find("img")) == 12

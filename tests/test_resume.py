@@ -217,7 +217,7 @@ def compare(one, two):
     for name in compared:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-6, msg=name)
     assert [r["loss"] for r in metrics_of(one)] == pytest.approx([r["loss"] for r in metrics_of(two)], abs=2e-6)
-    assert [r["val_accuracy"] for r in metrics_of(one)] == [r["val_accuracy"] for r in metrics_of(two)]
+    assert [r["val"] for r in metrics_of(one)] == [r["val"] for r in metrics_of(two)]
     assert result_of(one)["value"] == result_of(two)["value"]
 
 

@@ -103,7 +103,9 @@ def load(path: str | Path, backbone: Backbone | None = None) -> Adapter:
             f"the backbone here is {backbone.name} ({backbone.source}, fingerprint {backbone.fingerprint[:12]}): "
             "load the weights that it was trained on."
         )
-    model = build(backbone, header["method"], classes=len(header["classes"]), **header["arguments"])
+    classes = len(header["classes"])
+    head = {"head": header["head"]["name"], "head_options": header["head"]["options"]}
+    model = build(backbone, header["method"], classes=classes, task=header["task"], **head, **header["arguments"])
     model.method.consolidate()
     try:
         model.load_state(tensors)

@@ -9,7 +9,7 @@ from html import escape
 import torch
 
 from .charts import Bar, bars, heat_map
-from .evaluate import Evaluation, wilson
+from .classification import Evaluation, wilson
 from .page import gallery, name, percent, picture, section
 
 RIGHT, WRONG = 8, 16  # pictures shown of each kind

@@ -51,9 +51,10 @@ class ActivationStore:
 def activation_store(model: Model, n: int, gib: float, fabric: Fabric) -> ActivationStore | None:
     """Room for the activations of n pictures, at most `gib` GiB, in the precision of the run.
 
-    None where gradients cross the backbone: what it gives then changes with every step.
+    None where gradients cross the backbone: what it gives then changes with every step; and in the dense tasks, where a
+    picture is another one in every epoch.
     """
-    if model.method.crosses_backbone:
+    if model.method.crosses_backbone or model.head.levels:
         return None
     kinds = {"bf16-mixed": torch.bfloat16, "64-true": torch.float64}
     return ActivationStore(n, int(gib * 2**30), kinds.get(fabric._precision.precision, torch.float32))
@@ -63,7 +64,7 @@ def recall(model: Model, store: ActivationStore | None, indices: Tensor, images:
     """The activations of the pictures `indices` from the store; without one None, so that the model makes its own."""
     if store is None:
         return None
-    return store.get(indices, lambda: model.method.read(model.backbone, images))
+    return store.get(indices, lambda: model.read(images))
 
 
 def _tensors(a: Activations) -> list[Tensor]:

@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_hints
 
 from . import __version__
-from .errors import RequestError, VitgraftError, near_misses
+from .errors import RequestError, VitgraftError, WorkError, near_misses
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def parser(method: type[Method] | None = None) -> argparse.ArgumentParser:
     predict = _command(commands, "predict", _predict, "what a run says about pictures")
     _run_argument(predict)
     predict.add_argument("pictures", metavar="PICTURE", nargs="+")
+    predict.add_argument("--out", metavar="FOLDER", help="dense tasks: new folder for drawings and predictions.json")
 
     for command in (evaluate, predict):
         command.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be read")
@@ -49,6 +50,11 @@ def parser(method: type[Method] | None = None) -> argparse.ArgumentParser:
     merge = _command(commands, "merge", _merge, "backbone, method and head of a run as one file that timm alone loads")
     _run_argument(merge)
     merge.add_argument("--out", required=True, metavar="FILE", help="model.safetensors, a new file")
+
+    check = _command(commands, "check", _check, "read a whole data set and list every problem in it")
+    check.add_argument("data", metavar="DATA", help="folder of pictures")
+    check.add_argument("--task", help="default: what the folder is arranged for")
+    check.add_argument("--json", action="store_true", help="JSON on standard output")
 
     info = _command(commands, "info", _info, "what a run is")
     info.add_argument("run", metavar="RUN", help="folder of a run, or an adapter file")
@@ -77,7 +83,8 @@ def _fit_parser(commands: Any, method: type[Method] | None) -> None:
         "fit",
         _fit,
         "fit a method to a folder of pictures",
-        description="Fit a method to a folder of pictures: DATA/SPLIT/CLASS/FILE, DATA/CLASS/FILE, or list files.",
+        description="Fit a method to a folder of pictures: DATA/SPLIT/CLASS/FILE, DATA/CLASS/FILE, or list files; "
+        "DATA/images/SPLIT with DATA/masks/SPLIT to segment, with DATA/instances_SPLIT.json to detect.",
         epilog="A method's own options follow the same way (--detached, --meta-tokens 4): see `vitgraft methods NAME`.",
         argument_default=argparse.SUPPRESS,
     )
@@ -85,7 +92,14 @@ def _fit_parser(commands: Any, method: type[Method] | None) -> None:
     fit.add_argument("--method", default="hst", help="default: hst; see `vitgraft methods`")
     fit.add_argument("--backbone", default=BACKBONE, help=f"timm name or weight file (default: {BACKBONE})")
     fit.add_argument("--out", required=True, metavar="RUN", help="folder to make")
-    fit.add_argument("--task", default="classify", help="default: classify")
+    fit.add_argument("--task", default=None, help="classify, segment, detect or instance; default: what DATA is for")
+    fit.add_argument(
+        "--head",
+        default=None,
+        help="segment: upernet, fpn, linear; detect: faster, cascade; instance: "
+        "mask, cascade-mask; default: the first of the task",
+    )
+    fit.add_argument("--head-options", nargs="+", metavar="NAME=VALUE", help="options of the head, such as samples=128")
     fit.add_argument("--resume", action="store_true", default=False, help="continue a fit that was stopped")
     fit.add_argument("--skip-bad", action="store_true", default=False, help="leave out pictures that cannot be read")
     fit.add_argument("--quiet", action="store_true", default=False, help="no lines and bars on the way")
@@ -119,6 +133,8 @@ def _flag(name: str) -> str:
 def _kind(setting: Any) -> dict[str, Any]:
     if setting.name == "image_size":
         return {"type": int, "nargs": "+", "metavar": "PIXELS"}
+    if setting.name == "jitter":
+        return {"type": float, "nargs": 2, "metavar": ("LEAST", "MOST")}
     kind = {"int": int, "float": float}.get(setting.type, str)
     return {"type": kind, "metavar": kind.__name__.upper()}
 
@@ -163,10 +179,26 @@ def _fit(given: argparse.Namespace) -> None:
         for name, value in vars(given).items()
         if name not in own
     }
+    if "head_options" in options:
+        options["head_options"] = _head_options(options["head_options"])
     run = fit(given.data, **options)
     if first_process():
         print(_summary(run.result))
         print(f"{'page':15} {run.path / 'report.html'}")
+
+
+def _head_options(words: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE as JSON knows values: numbers, true, false; anything else is a word."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals and value):
+            raise RequestError(f"{word!r} is no option of a head: write NAME=VALUE, such as samples=128.")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def _evaluate(given: argparse.Namespace) -> None:
@@ -176,21 +208,39 @@ def _evaluate(given: argparse.Namespace) -> None:
     if given.json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
         return
-    low, high = found.interval
-    print(f"top-1 accuracy {found.accuracy:.2%} ({low:.1%} to {high:.1%}) on {len(found)} pictures of {given.split}")
-    for name, correct, n in found.per_class:
-        print(f"  {name:24} {correct / n:7.1%}  {correct} of {n}" if n else f"  {name:24}    none")
+    print("\n".join(found.lines()))
 
 
 def _predict(given: argparse.Namespace) -> None:
     from .run import Run
+    from .saving import make_new_folder, save_predictions
 
-    found = Run(given.run, given.backbone).predict(given.pictures, skip_bad=given.skip_bad, quiet=given.json)
+    run = Run(given.run, given.backbone)
+    if given.out:
+        make_new_folder(given.out)
+    found = run.predict(given.pictures, skip_bad=given.skip_bad, quiet=given.json)
+    rows = [row for prediction in found for row in prediction.rows]
+    if given.out:
+        save_predictions(found, given.out)
     if given.json:
-        print(json.dumps(found, ensure_ascii=False))
+        print(json.dumps(rows, ensure_ascii=False))
         return
-    for row in found:
-        print(f"{row['picture']}  {row['class']}  {row['probability']:.1%}")
+    for prediction in found:
+        print(f"{prediction.picture}  {prediction.text}")
+
+
+def _check(given: argparse.Namespace) -> None:
+    from .data.check import check
+    from .show import Show
+
+    with Show(quiet=given.json) as show:
+        problems = check(given.data, given.task, progress=show.bar("reading", "pictures"))
+    if given.json:
+        print(json.dumps([{**vars(each), "file": str(each.file)} for each in problems], ensure_ascii=False))
+    else:
+        print("\n".join(map(str, problems)) or f"{given.data}: no problem found")
+    if problems:
+        raise WorkError(f"{len(problems)} problems in {given.data}: correct them, or fit with --skip-bad.")
 
 
 def _merge(given: argparse.Namespace) -> None:
@@ -249,10 +299,8 @@ def _summary(result: dict[str, Any]) -> str:
     if result["value"] is None:
         lines.append((result["metric"], "not measured, as no split was left for it"))
     else:
-        low, high = result["interval"]
-        lines.append(
-            (result["metric"], f"{result['value']:.2%} ({low:.1%} to {high:.1%}) on {result['split']}, last epoch")
-        )
+        between = "({:.1%} to {:.1%}) ".format(*result["interval"]) if result["interval"] else ""
+        lines.append((result["metric"], f"{result['value']:.2%} {between}on {result['split']}, last epoch"))
     if "parameters" in result:
         share = result["parameters"] / result["backbone_parameters"]
         lines += [

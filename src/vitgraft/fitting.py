@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,22 @@ import timm
 import torch
 from lightning_fabric import Fabric
 
-from . import __version__, adapter, cost, data, report
+from . import __version__, adapter, cost, heads, report
 from . import method as methods
+from . import task as tasks
 from .backbone import Backbone
 from .cache import activation_store
-from .data import DataSet, Pictures, Preprocess
+from .data import Preprocess, recognise
 from .errors import RequestError, near_misses
-from .evaluate import Evaluation, evaluate
+from .evaluate import answers
 from .files import check_folder, make_folder, read_json, write_bytes, write_json
 from .model import Model, build
 from .run import Run
 from .settings import Settings
 from .show import Show, first_process
+from .task import Evaluation, Loaded, Task
 from .training import Checkpoint, Progress, fabric, resolved_precision, train
 
-TASKS = ("classify",)
-METRIC = "top-1 accuracy"
 FILES = ("adapter.safetensors", "result.json", "metrics.jsonl", "report.html", "checkpoint.safetensors")
 FREE = ("workers", "memory")  # what may differ when a run is continued, because no result depends on it
 
@@ -38,7 +39,9 @@ def fit(
     out: str | Path,
     method: str = "hst",
     backbone: str | Backbone = "vit_base_patch16_224",
-    task: str = "classify",
+    task: str | None = None,
+    head: str | None = None,
+    head_options: Mapping[str, Any] | None = None,
     resume: bool = False,
     skip_bad: bool = False,
     quiet: bool = False,
@@ -47,22 +50,30 @@ def fit(
     """Fits one method to a folder of pictures and leaves the run in `out`.
 
     root: the pictures; `data.read` says which layouts there are. backbone: a timm name, a local file, or a loaded
-    Backbone, which several runs may share. resume: continue a fit that was stopped (or start, if none was). options:
-    fields of `Settings` and arguments of the method.
+    Backbone, which several runs may share. task: what the folder is arranged for, unless given. head: one of the
+    task's, its first unless given, with its own options. resume: continue a fit that was stopped (or start, if none
+    was). options: fields of `Settings` and arguments of the method.
     """
     out = Path(out)
-    if task not in TASKS:
-        raise RequestError(
-            f"There is no task {task!r}: there is {', '.join(TASKS)}; choose one.{near_misses(task, TASKS)}"
-        )
-    settings, arguments = _sort_options(method, options)
-    found = data.read(root, seed=settings.seed)
+    kind = tasks.find(task or recognise(root))
+    task, head = kind.name(), head or heads.names(kind.name())[0]
+    dense = heads.find(task, head).levels > 0
+    settings, arguments = _sort_options(kind, method, dense, options)
+    found = kind.read(Path(root), seed=settings.seed, skip_bad=skip_bad)
     found.split(settings.train_split)  # an unknown split is said before anything is loaded
     settings = replace(settings, eval_split=settings.eval_split or _validation(found, settings.train_split))
     if settings.eval_split:
         found.split(settings.eval_split)
     name = backbone if isinstance(backbone, str) else backbone.name
-    asked = {"task": task, "method": method, "arguments": arguments, "backbone": name, **asdict(settings)}
+    options_of_head = {**kind.head_options(settings), **(head_options or {})}
+    asked = {
+        "task": task,
+        "head": {"name": head, "options": options_of_head},
+        "method": method,
+        "arguments": arguments,
+        "backbone": name,
+        **asdict(settings),
+    }
     asked["data"] = {"root": str(found.root.resolve()), "pictures": {n: len(s) for n, s in found.splits.items()}}
     with Show(quiet) as show:
         if first_process() and _already_done(out, found.root, asked, resume):
@@ -72,19 +83,21 @@ def fit(
             backbone = Backbone.load(backbone, say=show.line)
         show.line(f"backbone  {backbone.name}, from {backbone.source}")
         show.line(f"pictures  {found.root}: {found.layout}")
-        preprocess = backbone.preprocess(settings.image_size)
+        preprocess = kind.preprocess(backbone, settings.image_size)
         model = build(
             backbone.float(),  # another run may have had it in float64
             method,
             classes=len(found.classes),
+            task=task,
+            head=head,
+            head_options=options_of_head,
             seed=settings.seed,
-            label_smoothing=settings.label_smoothing,
             **arguments,
         )
         model.method.contacts.drop_path = settings.drop_path
         launched = fabric(settings)  # after everything that can be wrong with the request
         launched.launch()
-        return _Fitting(out, asked, settings, found, model, preprocess, launched, skip_bad, show).run()
+        return _Fitting(out, asked, settings, kind, found, model, preprocess, launched, skip_bad, show).run()
 
 
 class _Fitting:
@@ -95,17 +108,18 @@ class _Fitting:
         out: Path,
         asked: dict[str, Any],
         settings: Settings,
-        found: DataSet,
+        task: Task,
+        found: Any,
         model: Model,
         preprocess: Preprocess,
         fabric: Fabric,
         skip_bad: bool,
         show: Show,
     ) -> None:
-        self.out, self.asked, self.settings, self.found = out, asked, settings, found
+        self.out, self.asked, self.settings, self.task, self.found = out, asked, settings, task, found
         self.model, self.preprocess, self.fabric, self.show = model, preprocess, fabric, show
         self.skipped = 0
-        self.train_pictures = self._decode(settings.train_split, skip_bad)
+        self.train_pictures = self._decode(settings.train_split, skip_bad, training=True)
         self.eval_pictures = self._decode(settings.eval_split, skip_bad) if settings.eval_split else None
 
     def run(self) -> Run:
@@ -129,8 +143,8 @@ class _Fitting:
             nonlocal note
             record = progress.history[-1]
             if self.settings.eval_split == "val":  # only what is called validation is looked at before the end
-                record["val_accuracy"] = self._evaluate(validation).accuracy
-                note = f", val {record['val_accuracy']:.3f}"
+                record["val"] = self._evaluate(validation).value
+                note = f", val {record['val']:.3f}"
             self._write_metrics(progress)
             steps = progress.step // progress.epoch * epochs
             bar(progress.step, steps, f"loss {record['loss']:.3f}{note}", title(progress.epoch))
@@ -158,13 +172,14 @@ class _Fitting:
         self.fabric.barrier()
         return Run(self.out, self.model.backbone, evaluation=final)
 
-    def _decode(self, split: str, skip_bad: bool) -> Pictures:
-        pictures = Pictures(
+    def _decode(self, split: str, skip_bad: bool, *, training: bool = False) -> Loaded:
+        pictures = self.task.load(
             self.found.split(split),
             self.preprocess,
-            workers=self.settings.workers,
+            classes=len(self.found.classes),
+            settings=self.settings,
+            training=training,
             skip_bad=skip_bad,
-            keep_bytes=int(self.settings.memory * 2**30),
             progress=self.show.bar(f"decoding  {split}", "pictures"),
         )
         self.show.skipped(pictures.skipped)
@@ -174,29 +189,29 @@ class _Fitting:
     def _evaluate(self, store: Any) -> Evaluation:
         assert self.eval_pictures is not None
         assert self.settings.eval_split is not None
-        return evaluate(
+        found = answers(
             self.model,
             self.eval_pictures,
             self.preprocess,
             self.fabric,
-            split=self.settings.eval_split,
-            classes=self.found.classes,
             batch_size=self.settings.batch_size,
             store=store,
+        )
+        return self.task.measure(
+            found, self.eval_pictures, self.fabric, split=self.settings.eval_split, classes=self.found.classes
         )
 
     def _cost(self) -> dict[str, Any]:
         """FLOPs of one picture, and the bytes kept for backward by a batch of up to 8."""
-        batch = min(8, self.settings.batch_size, len(self.train_pictures))
-        pixels, labels, _ = next(self.train_pictures.batches([list(range(batch))]))
-        device, dtype = self.fabric.device, next(self.model.head.parameters()).dtype
-        images, labels = self.preprocess.normalise(pixels.to(device)).to(dtype), labels.to(device)
+        size = min(8, self.settings.batch_size, len(self.train_pictures))
+        batch = next(self.train_pictures.batches([list(range(size))], epoch=0)).to(self.fabric.device)
+        images = self.preprocess.normalise(batch.pixels).to(next(self.model.head.parameters()).dtype)
         self.model.train()
         with self.fabric.autocast():
-            kept = cost.kept_bytes(self.model, images, labels)
+            kept = cost.kept_bytes(self.model, images, batch.targets)
         self.model.eval()
         gflops = cost.flops(self.model, images[:1]) / 1e9
-        return {"gflops_per_picture": gflops, "bytes_kept_for_backward": kept, "bytes_kept_batch": batch}
+        return {"gflops_per_picture": gflops, "bytes_kept_for_backward": kept, "bytes_kept_batch": size}
 
     def _write_metrics(self, progress: Progress) -> None:
         if self.fabric.is_global_zero:
@@ -216,20 +231,20 @@ class _Fitting:
             "python": platform.python_version(),
         }
         value = {
-            "metric": METRIC,
-            "value": final.accuracy if final else None,
-            "interval": list(final.interval) if final else None,
+            "metric": self.task.metric,
+            "value": final.value if final else None,
+            "interval": list(final.interval) if final and final.interval else None,
             "split": settings.eval_split,
         }
         common = {
             "task": self.asked["task"],
+            "head": self.asked["head"],
             "method": self.asked["method"],
             "arguments": self.model.method.arguments(),
             "backbone": named,
         }
         header = {
             **common,
-            "head": {"name": "classify"},
             "classes": list(self.found.classes),
             "preprocess": self.preprocess.to_dict(),
             "protocol": protocol,
@@ -268,20 +283,26 @@ class _Fitting:
         write_json(self.out / "result.json", result)
 
 
-def _sort_options(method: str, options: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
+def _sort_options(task: Task, method: str, dense: bool, options: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
     """Options into settings of the fit and arguments of the method; what belongs to neither is a RequestError."""
     cls = methods.find(method)
+    for other in tasks.names():
+        for name in set(tasks.find(other).options) - set(task.options):
+            if options.get(name) is not None:
+                raise RequestError(
+                    f"{name} is an option of the task {other}, but this one is {task.name()}: leave it out."
+                )
     given = {name: value for name, value in options.items() if name in Settings.names()}
     arguments = {name: value for name, value in options.items() if name not in given}
     unknown = [name for name in arguments if name not in cls.defaults()]
     elsewhere = unknown and any(unknown[0] in methods.find(other).defaults() for other in methods.names())
     if unknown and not elsewhere and (near := near_misses(unknown[0], Settings.names())):
         raise RequestError(f"There is no option {unknown[0]!r}: see `vitgraft fit --help`.{near}")
-    made = methods.create(method, **arguments)
-    return Settings(**{**made.recipe, **given}), made.arguments()
+    made = methods.create(method, dense=dense, **arguments)
+    return Settings(**{**made.recipe, **task.recipe, **given}), made.arguments()
 
 
-def _validation(found: DataSet, train_split: str) -> str | None:
+def _validation(found: Any, train_split: str) -> str | None:
     return "val" if "val" in found.splits and "val" not in train_split.split("+") else None
 
 

@@ -42,12 +42,14 @@ class Method(nn.Module):
     needs: ClassVar[str] = ""  # the package without which it cannot be attached, and the extra of ours that brings it
     keeps: ClassVar[float] = 1.0  # budget: bytes kept for backward, as a share of what full fine-tuning keeps
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}  # argument -> the words that it takes
+    dense: ClassVar[dict[str, Any]] = {}  # arguments whose default differs in the dense tasks
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()  # other forms to hold to the same promises, as arguments
 
     def __init__(self) -> None:
         super().__init__()
         self.contacts = Contacts()
         self.width = 0  # of the pooled features, D'; known once attached
+        self.map_channels: tuple[int, ...] = ()  # of the maps, finest first; known once attached
         self.ready = True  # False: it must `calibrate`, or be loaded, before it can be used
 
     @property
@@ -97,6 +99,7 @@ class Method(nn.Module):
     def attach(self, backbone: Backbone) -> None:
         """Makes the method's tensors and declares its contacts. Draws from torch's global generator."""
         self.width = backbone.width
+        self.map_channels = (backbone.width,)
 
     def calibrate(self, backbone: Backbone, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """What the method has to learn from the training pictures before it is fitted: nothing, unless overridden.
@@ -125,7 +128,7 @@ class Method(nn.Module):
         """What the head receives, from the picture and the pass through the backbone."""
         h, w = activations.grid
         patches = activations.tokens[:, backbone.prefix :].mT.unflatten(2, (h, w))
-        return Features(backbone.pool(activations.tokens, self.contacts), [(float(backbone.patch[0]), patches)])
+        return Features(backbone.pool(activations.tokens, self.contacts), [(images.shape[-2] / h, patches)])
 
 
 def check_share(method: Method, *arguments: str) -> None:
@@ -179,9 +182,11 @@ def find(name: str) -> type[Method]:
     )
 
 
-def create(name: str, **arguments: Any) -> Method:
-    """A method by name; an argument that it does not have is a RequestError that names those it has."""
+def create(name: str, *, dense: bool = False, **arguments: Any) -> Method:
+    """A method by name, for a dense task or another; an argument that it does not have is a RequestError that names
+    those it has."""
     cls = find(name)
+    arguments = {**(cls.dense if dense else {}), **arguments}
     known = cls.defaults()
     for argument in arguments:
         if argument not in known:

@@ -2,52 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import heads
 from . import method as methods
 from .backbone import Backbone
 from .features import Activations
-from .heads.classify import Classify
+from .heads.pyramid import Pyramid
 from .method import Method
+
+PIXELS_PER_PATCH = 16  # in pictures of the dense tasks, whatever the backbone's own patch is
 
 
 class Model(nn.Module):
-    """One task: a frozen backbone (which other models may share), a method, a head."""
+    """One task: a frozen backbone (which other models may share), a method, a head; and a neck, where the head needs
+    more maps than the method makes."""
 
-    def __init__(self, backbone: Backbone, method: Method, head: nn.Module) -> None:
+    def __init__(self, backbone: Backbone, method: Method, head: Any, neck: nn.Module | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.method = method
+        self.neck = neck
         self.head = head
 
     def forward(
-        self, images: Tensor, targets: Tensor | None = None, activations: Activations | None = None
-    ) -> Tensor | dict[str, Tensor]:
-        """images [B, 3, H, W], normalised -> predictions (logits [B, K]); with targets [B] -> a dict of losses.
+        self,
+        images: Tensor,
+        targets: Any = None,
+        activations: Activations | None = None,
+        sizes: list[tuple[int, int]] | None = None,
+    ) -> Any:
+        """images [B, 3, H, W], normalised -> the head's predictions; with the head's targets -> a dict of losses.
 
-        `activations` is an earlier `method.read` of the same pictures.
+        activations: an earlier `read` of the same pictures. sizes: (h, w) of each picture inside its padding, where it
+        has some. Dense tasks take sides that 32 divides.
         """
         if activations is None:
-            activations = self.method.read(self.backbone, images)
-        return self.head(self.method.features(self.backbone, images, activations), targets)
+            activations = self.read(images)
+        features = self.method.features(self.backbone, images, activations)
+        H, W = images.shape[-2:]
+        features.size, features.sizes = (H, W), sizes or [(H, W)] * len(images)
+        if self.neck is not None:
+            features = self.neck(features)
+        return self.head(features, targets)
+
+    def read(self, images: Tensor) -> Activations:
+        """The pass through the backbone, images [B, 3, H, W]."""
+        return self.method.read(self.backbone, self.seen(images))
+
+    def seen(self, images: Tensor) -> Tensor:
+        """What the backbone sees of images [B, 3, H, W].
+
+        A picture of a dense task has 16 pixels for each patch, so that maps lie at strides 4, 8, 16 and 32 of it for
+        every backbone: one whose patch has p pixels sees the picture resized by p / 16.
+        """
+        patch = self.backbone.patch
+        if not self.head.levels or patch == (PIXELS_PER_PATCH, PIXELS_PER_PATCH):
+            return images
+        size = [side // PIXELS_PER_PATCH * p for side, p in zip(images.shape[-2:], patch, strict=True)]
+        return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+
+    @property
+    def _parts(self) -> dict[str, nn.Module]:
+        """What an adapter holds."""
+        parts = {"method": self.method, "neck": self.neck, "head": self.head}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """What trains, by name: the method's tensors and the head's."""
+        """What trains, by name: tensors of the method, the neck and the head."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def state(self) -> dict[str, Tensor]:
-        """The adapter's tensors: all of the method's and the head's, none of the backbone's."""
-        return {name: t for name, t in self.state_dict().items() if not name.startswith("backbone.")}
+        """The adapter's tensors: all of the method's, the neck's and the head's, none of the backbone's."""
+        return {f"{part}.{name}": t for part, module in self._parts.items() for name, t in module.state_dict().items()}
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `state`: names and shapes must agree (RuntimeError otherwise)."""
-        self.method.load_state_dict(
-            {n.removeprefix("method."): t for n, t in tensors.items() if n.startswith("method.")}
-        )
-        self.head.load_state_dict({n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")})
+        for part, module in self._parts.items():
+            prefix = f"{part}."
+            module.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
 
 
 def build(
@@ -55,14 +93,23 @@ def build(
     method: str = "hst",
     *,
     classes: int,
+    task: str = "classify",
+    head: str | None = None,
+    head_options: Mapping[str, Any] | None = None,
     seed: int = 0,
-    label_smoothing: float = 0.0,
     **arguments: Any,
 ) -> Model:
-    """A model for `classes` classes, its tensors drawn from `seed`; the global generator is left as it was."""
-    made = methods.create(method, **arguments)
+    """A model for `classes` classes, its tensors drawn from `seed`; the global generator is left as it was.
+
+    head: one of the task's, its first unless given, with its own options. arguments: of the method.
+    """
+    name = head or heads.names(task)[0]
+    levels = heads.find(task, name).levels
+    made = methods.create(method, dense=levels > 0, **arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made.attach(backbone)
-        head = Classify(made.width, classes, label_smoothing=label_smoothing)
-    return Model(backbone, made, head)
+        channels = made.map_channels if levels else (made.width,)
+        neck = Pyramid(*channels) if len(channels) < levels else None
+        made_head = heads.create(task, name, neck.channels if neck else channels, classes, **(head_options or {}))
+    return Model(backbone, made, made_head, neck)

@@ -11,9 +11,10 @@ from typing import Any
 from urllib.parse import quote
 
 from . import answers, page
+from . import task as tasks
 from .charts import Bar, Curve, bars, curves, strip
-from .evaluate import Evaluation
 from .page import duration, interval_text, name, percent, section, size, small_share
+from .task import Evaluation
 
 
 def write(
@@ -25,9 +26,9 @@ def write(
     Without `evaluation` the page says how to get a number. Raises WorkError when the file cannot be written.
     """
     path = Path(path)
-    body = [_cost(result), _curves(metrics)]
+    body = [_cost(result), _curves(metrics, str(result.get("metric") or "accuracy"))]
     if evaluation is not None:
-        body += [answers.by_class(evaluation), answers.surest(evaluation)]
+        body += tasks.find(result.get("task", "classify")).sections(evaluation)
     body.append(_settings(result))
     title = f"{result.get('method', 'adapter')} on {_data_name(result)}"
     header = _headline(title, result, evaluation, path.parent)
@@ -56,7 +57,7 @@ class Section:
 
     task: str
     text: str
-    evaluations: Mapping[str, Evaluation]
+    evaluations: Mapping[str, Any]  # of one task
 
 
 def comparison(path: str | Path, *, title: str, intro: str, rows: Sequence[Row], sections: Sequence[Section]) -> None:
@@ -144,7 +145,7 @@ def _headline(title: str, result: dict[str, Any], evaluation: Evaluation | None,
     split = result.get("split")
     n = ((result.get("data") or {}).get("pictures") or {}).get(split)
     if evaluation is not None:
-        value, interval, split, n = evaluation.accuracy, evaluation.interval, evaluation.split, len(evaluation)
+        value, interval, split, n = evaluation.value, evaluation.interval, evaluation.split, len(evaluation)
     if value is not None:
         number = _number(value, interval, n, split, result, evaluation)
     else:
@@ -169,13 +170,7 @@ def _number(
     between = f"95 % interval {interval_text(interval)}" if interval else ""
     epoch = (result.get("protocol") or {}).get("epoch_reported")
     where = [f"{n:,} pictures" if n else "", f"split “{split}”" if split else "", f"{epoch} epoch" if epoch else ""]
-    base = ""
-    if evaluation is not None:
-        commonest = int(evaluation.labels.bincount().argmax())
-        share = float((evaluation.labels == commonest).float().mean())
-        base = (
-            f'<p class="note">Always answering “{name(evaluation.classes[commonest])}” would give {percent(share)}.</p>'
-        )
+    base = f'<p class="note">{name(evaluation.note)}</p>' if evaluation is not None and evaluation.note else ""
     return f"""<div class="number">
 <p class="metric">{escape(str(result.get("metric", "accuracy")))}</p>
 <p class="value">{percent(value)}</p>
@@ -203,8 +198,8 @@ def _cost(result: dict[str, Any]) -> str:
     return section("Cost", page.tiles(shown)) if shown else ""
 
 
-def _curves(metrics: list[dict[str, Any]]) -> str:
-    """Loss, accuracy and learning rate over the epochs; a resumed run's later line of an epoch stands."""
+def _curves(metrics: list[dict[str, Any]], metric: str) -> str:
+    """Loss, metric and learning rate over the epochs; a resumed run's later line of an epoch stands."""
     epochs = dict(sorted((line["epoch"], line) for line in metrics if "epoch" in line))
 
     def curve(label: str, key: str) -> Curve:
@@ -214,10 +209,10 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
     def few(digits: int) -> Callable[[float], str]:
         return lambda value: f"{value:.{digits}g}"
 
-    accuracy = [curve("validation", "val_accuracy"), curve("training", "train_accuracy")]
+    accuracy = [curve("validation", "val"), curve("training", "train_accuracy")]
     charts = [
         curves("Training loss", [curve("loss", "loss")], few(3), few(6)),
-        curves("Accuracy", accuracy, percent, lambda share: f"{100 * share:.6g}{page.SPACE}%"),
+        curves(metric.capitalize(), accuracy, percent, lambda share: f"{100 * share:.6g}{page.SPACE}%"),
         curves("Learning rate", [curve("learning rate", "lr")], few(2), few(6)),
     ]
     return section("Training", f'<div class="charts">{"".join(charts)}</div>') if any(charts) else ""

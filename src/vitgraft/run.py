@@ -10,22 +10,26 @@ checkpoint.safetensors  what a killed fit continues from
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import adapter, data
+from lightning_fabric import Fabric
+
+from . import adapter
+from . import task as tasks
 from .backbone import Backbone
 from .cache import activation_store
-from .data import Pictures, Split
+from .data import Batch
 from .data.layouts import some
 from .errors import RequestError
-from .evaluate import Evaluation, evaluate
+from .evaluate import answers
 from .files import read_json
 from .settings import Settings
 from .show import Show
+from .task import Evaluation, Loaded, Prediction, Task
 from .training import fabric
 
 
@@ -72,6 +76,10 @@ class Run:
         return adapter.load(self._file, given)
 
     @property
+    def task(self) -> Task:
+        return tasks.find(self.adapter.header["task"])
+
+    @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self.adapter.header["classes"])
 
@@ -80,52 +88,43 @@ class Run:
     ) -> Evaluation:
         """The answers on a split of a data set, in the precision and the batches of the fit."""
         settings = self._settings()
-        found = data.read(root, seed=settings.seed, classes=self.classes)
+        found = self.task.read(Path(root), seed=settings.seed, classes=self.classes, skip_bad=skip_bad)
         with Show(quiet) as show:
-            return self._answers(found.split(split), settings, skip_bad=skip_bad, show=show)
+            pictures, given, used = self._answers(found.split(split), settings, skip_bad, show)
+            return self.task.measure(given, pictures, used, split=split, classes=self.classes)
 
     def predict(
         self, pictures: Sequence[str | Path], *, skip_bad: bool = False, quiet: bool = True
-    ) -> list[dict[str, Any]]:
-        """For every picture file {"picture", "class", "probability", "probabilities": {class: p}}."""
+    ) -> list[Prediction]:
+        """What the model says about each picture, in the order in which they were given; bad ones left out, if they may
+        be.
+
+        Rows of a classifier: {"picture", "class", "probability", "probabilities": {class: p}}; of a detector those of
+        COCO's results, with the picture and the category's name; of a segmenter one for each class that is there.
+        """
         if missing := [str(path) for path in pictures if not Path(path).is_file()]:
             raise RequestError(f"There is no picture {some(missing)}: name files that exist.")
         settings = replace(self._settings(), workers=0)
-        given = Split("given", tuple(Path(p) for p in pictures), (0,) * len(pictures))
+        split = self.task.unlabelled([Path(path) for path in pictures])
         with Show(quiet) as show:
-            found = self._answers(given, settings, skip_bad=skip_bad, show=show)
-        return [
-            {
-                "picture": path,
-                "class": self.classes[row.index(max(row))],
-                "probability": max(row),
-                "probabilities": dict(zip(self.classes, row, strict=True)),
-            }
-            for path, row in zip(found.paths, found.probabilities.tolist(), strict=True)
-        ]
+            loaded, given, _ = self._answers(split, settings, skip_bad, show)
+            return sorted(self.task.predictions(given, loaded, self.classes), key=lambda found: found.index)
 
-    def _answers(self, split: Split, settings: Settings, *, skip_bad: bool, show: Show) -> Evaluation:
+    def _answers(
+        self, split: Any, settings: Settings, skip_bad: bool, show: Show
+    ) -> tuple[Loaded, Iterator[tuple[Batch, Any]], Fabric]:
+        """The pictures of a split, what the model says about them, and where."""
         model, preprocess, _ = self.adapter
-        pictures = Pictures(
-            split,
-            preprocess,
-            workers=settings.workers,
-            skip_bad=skip_bad,
-            progress=show.bar(f"decoding  {split.name}", "pictures"),
+        bar = show.bar(f"decoding  {split.name}", "pictures")
+        pictures = self.task.load(
+            split, preprocess, classes=len(self.classes), settings=settings, skip_bad=skip_bad, progress=bar
         )
         show.skipped(pictures.skipped)
         used = fabric(settings)
         used.setup_module(model.float())  # to the device, in the precision
-        return evaluate(
-            model,
-            pictures,
-            preprocess,
-            used,
-            split=split.name,
-            classes=self.classes,
-            batch_size=settings.batch_size,
-            store=activation_store(model, len(pictures), 0, used),
-        )
+        store = activation_store(model, len(pictures), 0, used)
+        given = answers(model, pictures, preprocess, used, batch_size=settings.batch_size, store=store)
+        return pictures, given, used
 
     def _settings(self) -> Settings:
         protocol = self.adapter.header["protocol"]

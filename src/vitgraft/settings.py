@@ -28,7 +28,10 @@ class Settings:
     )
     warmup: float = _option(0.1, "share of all steps in which the learning rate grows")
     drop_path: float = _option(0.0, "stochastic depth at the last block")
-    label_smoothing: float = _option(0.0, "of the cross entropy")
+    label_smoothing: float = _option(0.0, "of the cross entropy; classification only")
+    jitter: tuple[float, float] | None = _option(
+        None, "range of a training picture's random scale, two numbers; dense tasks only (default there: 0.5 2)"
+    )
     precision: str = _option("auto", "auto (bf16 where the processor has it), bf16, 32 or 64")
     seed: int = _option(0, "of the initial tensors, the order of the pictures, and a split that is made")
     train_split: str = _option("train", "split to train on, for example train+val")
@@ -68,6 +71,13 @@ class Settings:
                     f"image_size is one number or height and width, but {len(size)} numbers came: give one or two."
                 )
             object.__setattr__(self, "image_size", (size[0], size[-1]))
+        if self.jitter is not None:
+            if len(self.jitter) != 2 or not 0 < self.jitter[0] <= self.jitter[1] < math.inf:
+                raise RequestError(
+                    f"jitter is {' '.join(map(str, self.jitter))}, but is the least and the most by which a picture is "
+                    "scaled: give two numbers above 0, such as 0.5 2."
+                )
+            object.__setattr__(self, "jitter", tuple(self.jitter))
 
     @classmethod
     def names(cls) -> list[str]:

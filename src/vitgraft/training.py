@@ -18,11 +18,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from .cache import activation_store, recall
-from .data import Pictures, Preprocess, epoch_batches
+from .data import Preprocess, epoch_batches
 from .errors import RequestError, WorkError
 from .files import write_bytes
 from .model import Model
 from .settings import Settings
+from .task import Loaded
 
 FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
 
@@ -107,7 +108,7 @@ class Checkpoint:
 
 def train(
     model: Model,
-    pictures: Pictures,
+    pictures: Loaded,
     preprocess: Preprocess,
     settings: Settings,
     fabric: Fabric,
@@ -151,14 +152,15 @@ def train(
         order = epoch_batches(
             len(pictures), settings.batch_size, seed=settings.seed, epoch=epoch, rank=rank, world=world
         )
-        for pixels, labels, indices in pictures.batches(order):
+        for batch in pictures.batches(order, epoch=epoch):
             lr = learning_rate(progress.step, steps, settings)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            images, labels = preprocess.normalise(pixels.to(fabric.device)).to(dtype), labels.to(fabric.device)
+            batch = batch.to(fabric.device)
+            images = preprocess.normalise(batch.pixels).to(dtype)
             with fabric.autocast():
-                activations = recall(model, store, indices, images)
-            loss = sum(wrapped(images, labels, activations).values())
+                activations = recall(model, store, batch.indices, images)
+            loss = sum(wrapped(images, batch.targets, activations, batch.sizes).values())
             fabric.backward(loss)
             fabric_optimizer.step()
             fabric_optimizer.zero_grad()
@@ -185,21 +187,24 @@ def train(
 
 def _calibrate(
     model: Model,
-    pictures: Pictures,
+    pictures: Loaded,
     preprocess: Preprocess,
     settings: Settings,
     fabric: Fabric,
     tell: Callable[[int, int], None],
 ) -> None:
     """Every process passes over all pictures, so that all come to the same result."""
-    dtype = next(model.head.parameters()).dtype
-    n, size = len(pictures), settings.batch_size
+    dtype, done = next(model.head.parameters()).dtype, 0
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        order = [list(range(first, min(first + size, n))) for first in range(0, n, size)]
-        for pixels, labels, indices in pictures.batches(order):
-            yield preprocess.normalise(pixels.to(fabric.device)).to(dtype), labels.to(fabric.device)
-            tell(int(indices.max()) + 1, n)
+        nonlocal done
+        for batch in pictures.batches(pictures.even_batches(settings.batch_size)):
+            batch = batch.to(fabric.device)
+            # Labels of whole pictures; those of the dense tasks have none, and are of one class.
+            labels = batch.targets if not model.head.levels else torch.zeros_like(batch.indices)
+            yield model.seen(preprocess.normalise(batch.pixels).to(dtype)), labels
+            done += len(batch.indices)
+            tell(done, len(pictures))
 
     model.eval()
     with fabric.autocast():

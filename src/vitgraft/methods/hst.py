@@ -31,12 +31,12 @@ STAGES = 4
 class HST(Method):
     """The side network beside the backbone, as published or detached from it.
 
-    widths, heads: of the four stages (released code; dense tasks take widths 64 128 256 384). mlp_ratio: of the side
-    blocks (released code). meta_tokens: per block (paper: one is enough for classification). detached: False is the
-    published system: meta tokens and trained norm1/norm2 inside the backbone, gradients through all of it. True leaves
-    the backbone alone: the CLS token's output takes the meta token's place (the mean patch token where there is none),
-    LayerNorms stay frozen, every tap is normalised (LayerNorm without parameters) and read without autograd, so that a
-    picture's pass through the backbone happens once, whatever the number of epochs or tasks.
+    widths, heads: of the four stages (released code; dense tasks take widths 64 128 256 384, paper). mlp_ratio: of the
+    side blocks (released code). meta_tokens: per block (paper: one is enough for classification). detached: False is
+    the published system: meta tokens and trained norm1/norm2 inside the backbone, gradients through all of it. True
+    leaves the backbone alone: the CLS token's output takes the meta token's place (the mean patch token where there is
+    none), LayerNorms stay frozen, every tap is normalised (LayerNorm without parameters) and read without autograd, so
+    that a picture's pass through the backbone happens once, whatever the number of epochs or tasks.
 
     Parameters with widths d_s, L blocks of width D, M meta tokens, FFN ratio r, as published:
         stem     27 d_1 + 2 d_1 + 4 d_1^2 + d_1 + 2 d_1
@@ -45,12 +45,14 @@ class HST(Method):
         bridge   sum over s of (D + 1) d_s + L/4 2 d_s
         norms    sum over s of 2 d_s
         inside   L M D + 4 L D          (none of it when detached)
-    = 764,840 on ViT-B/16 (718,760 detached); the head adds (d_4 + 1) K, 73 per class.
+    = 764,840 on ViT-B/16 (718,760 detached; 10,404,096 with the widths of dense tasks); the head adds (d_4 + 1) K, 73 per
+    class.
     """
 
     title = "HST, hierarchical side-tuning"
     paper = "Lin et al. 2023, arXiv 2310.05393"
     published = "VTAB-1k 76.1 (mean of 19, ViT-B/16 AugReg IN-21k, best epoch on test; abstract, v3)"
+    dense = {"widths": (64, 128, 256, 384)}
     variants = ({"detached": True},)
     keeps = 0.95  # on ViT-B/16 at 224 in float32; 0.3 of it detached
 
@@ -112,6 +114,7 @@ class HST(Method):
         )
         self.pooled_norm = BatchNorm(self.widths[-1], eps=1e-6, affine=False)
         self.width = self.widths[-1]
+        self.map_channels = self.widths
 
     def features(self, backbone: Backbone, images: Tensor, activations: Activations) -> Features:
         depth = backbone.depth // STAGES

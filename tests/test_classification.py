@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from vitgraft.evaluate import Evaluation, wilson
+from vitgraft.classification import Evaluation, wilson
 
 
 def evaluation(labels, predicted, classes=("ant", "bee", "cat")):
@@ -17,7 +17,7 @@ def evaluation(labels, predicted, classes=("ant", "bee", "cat")):
 def test_numbers_of_a_small_split():
     record = evaluation([0, 0, 0, 1, 1], [0, 0, 1, 1, 0])
     assert len(record) == 5
-    assert record.accuracy == 0.6
+    assert record.value == 0.6
     assert record.confusion.tolist() == [[2, 1, 0], [1, 1, 0], [0, 0, 0]]
     assert record.confusion.dtype == torch.int64
     assert record.per_class == [("ant", 2, 3), ("bee", 1, 2), ("cat", 0, 0)]
@@ -43,7 +43,7 @@ def test_wilson_ends_solve_its_equation():
 def test_interval_encloses_the_accuracy():
     record = evaluation([0, 1, 2] * 20, [0, 1, 1] * 20)
     low, high = record.interval
-    assert 0 < low < record.accuracy < high < 1
+    assert 0 < low < record.value < high < 1
 
 
 def test_to_dict_survives_json():

@@ -1,0 +1,105 @@
+"""What segmentation, detection and instance segmentation have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from .backbone import Backbone
+from .data import BadPicture, Preprocess, open_picture
+from .data.augment import Augment
+from .data.batch import DenseSet, DenseSplit
+from .data.dense import DensePictures
+from .data.objects import Objects
+from .data.recognise import read_dense
+from .settings import Settings
+from .task import Task
+
+
+class Scores(Protocol):
+    """What one process has counted; `merge` adds what another one has."""
+
+    def merge(self, other: Any) -> None: ...
+
+
+Counted = TypeVar("Counted", bound=Scores)
+
+
+class DenseTask(Task):
+    """Pictures keep their shape: they are resized to fit the canvas, `Preprocess.size`; in training by a random scale,
+    flipped, cropped and padded."""
+
+    # The optimiser of the published baselines (ViT-Adapter's configurations, whose parameter totals HST's tables have).
+    recipe: ClassVar[dict[str, Any]] = {"lr": 1e-4, "weight_decay": 0.05, "batch_size": 8, "jitter": (0.5, 2.0)}
+    options = ("jitter",)
+    canvas = (512, 512)
+
+    def read(
+        self, root: Path, *, seed: int = 0, classes: Sequence[str] | None = None, skip_bad: bool = False
+    ) -> DenseSet:
+        known = tuple(classes) if classes is not None else None
+        return read_dense(root, self.name(), classes=known, skip_bad=skip_bad)
+
+    def unlabelled(self, paths: Sequence[Path]) -> DenseSplit:
+        """Every picture is opened for its size, as it stands upright."""
+        return DenseSplit("given", tuple(paths), objects=tuple(_nothing(path) for path in paths))
+
+    def preprocess(self, backbone: Backbone, size: tuple[int, int] | None) -> Preprocess:
+        native = backbone.native
+        return Preprocess(size or self.canvas, native.mean, native.std, native.interpolation, fit=True)
+
+    def load(
+        self,
+        split: DenseSplit,
+        preprocess: Preprocess,
+        *,
+        classes: int,
+        settings: Settings,
+        training: bool = False,
+        skip_bad: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> DensePictures:
+        assert settings.jitter is not None
+        return DensePictures(
+            split,
+            preprocess,
+            task=self.name(),
+            classes=classes,
+            workers=settings.workers,
+            augment=Augment(settings.jitter, seed=settings.seed) if training else None,
+            skip_bad=skip_bad,
+            progress=progress,
+        )
+
+
+def gathered(scores: Counted, fabric: Fabric) -> Counted:
+    """What all processes have counted, in each of them."""
+    if fabric.world_size > 1:
+        everyone: list[Any] = [None] * fabric.world_size
+        torch.distributed.all_gather_object(everyone, scores)
+        for rank, other in enumerate(everyone):
+            if rank != fabric.global_rank:
+                scores.merge(other)
+    return scores
+
+
+def _nothing(path: Path) -> Objects:
+    """A picture of which nothing is known but its size; 0 for a bad one, which the loader finds bad."""
+    try:
+        width, height = open_picture(path).size
+    except BadPicture:
+        width = height = 0
+    none = np.zeros(0)
+    return Objects(
+        (height, width),
+        none.astype(np.float32).reshape(0, 4),
+        none.astype(np.int64),
+        none.astype(bool),
+        none.astype(np.float32),
+        (),
+    )

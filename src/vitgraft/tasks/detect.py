@@ -1,0 +1,63 @@
+"""Object detection: a box, a class and a score for every object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
+
+from lightning_fabric import Fabric
+from PIL import Image
+
+from .. import dense_report
+from ..coco import results
+from ..data import Batch, open_picture
+from ..data.dense import DensePictures
+from ..dense import DenseTask, gathered
+from ..detection import DetectEvaluation, DetectScores
+from ..drawing import draw_objects, found_shapes
+from ..task import Prediction
+
+SHOWN = 0.5  # the least score of an object that is drawn, or counted in a line of text
+
+
+class Detect(DenseTask):
+    """COCO's average precision, in the pixels of the picture files."""
+
+    metric = "box AP"
+    masks: ClassVar[bool] = False
+
+    def measure(
+        self,
+        answers: Iterable[tuple[Batch, Any]],
+        pictures: DensePictures,
+        fabric: Fabric,
+        *,
+        split: str,
+        classes: tuple,
+    ) -> DetectEvaluation:
+        scores = DetectScores(pictures.split.objects, masks=self.masks)
+        for batch, found in answers:
+            for i, each, size in zip(batch.indices.tolist(), found, batch.sizes, strict=True):
+                scores.add(i, each, size)
+        return gathered(scores, fabric).evaluation(split, classes, [str(path) for path in pictures.paths])
+
+    def predictions(
+        self, answers: Iterable[tuple[Batch, Any]], pictures: DensePictures, classes: tuple
+    ) -> Iterator[Prediction]:
+        for batch, found in answers:
+            for i, each, size in zip(batch.indices.tolist(), found, batch.sizes, strict=True):
+                yield _prediction(i, str(pictures.paths[i]), results(each, i + 1, size, pictures.sizes[i]), classes)
+
+    def sections(self, evaluation: DetectEvaluation) -> list[str]:
+        return [dense_report.sections(evaluation)]
+
+
+def _prediction(i: int, path: str, found: list[dict[str, Any]], classes: tuple[str, ...]) -> Prediction:
+    named = [{"picture": path, "category": classes[row["category_id"] - 1], **row} for row in found]
+    likely = [f"{row['category']} {row['score']:.0%}" for row in named if row["score"] >= SHOWN]
+
+    def draw() -> Image.Image:
+        picture = open_picture(path)
+        return draw_objects(picture, found_shapes(found, picture.size[::-1], least=SHOWN), classes)
+
+    return Prediction(i, path, named, ", ".join(likely) or f"nothing with a score of {SHOWN:.0%} or more", draw)

@@ -1,0 +1,70 @@
+"""Semantic segmentation: a class for every pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from PIL import Image
+from torch import Tensor
+
+from .. import dense_report
+from ..coco import encode
+from ..data import Batch, open_picture
+from ..data.dense import DensePictures
+from ..dense import DenseTask, gathered
+from ..drawing import draw_segments
+from ..segmentation import SegmentEvaluation, SegmentScores
+from ..task import Prediction
+
+
+class Segment(DenseTask):
+    """Measured in the pixels of the mask files: logits are resized to them, never the masks to the logits."""
+
+    metric = SegmentEvaluation.metric
+
+    def measure(
+        self,
+        answers: Iterable[tuple[Batch, Any]],
+        pictures: DensePictures,
+        fabric: Fabric,
+        *,
+        split: str,
+        classes: tuple,
+    ) -> SegmentEvaluation:
+        scores = SegmentScores(len(pictures), len(classes))
+        for i, labels in _labels(answers, pictures):
+            scores.add(i, labels, torch.from_numpy(pictures.truth(i)))
+        return gathered(scores, fabric).evaluation(split, classes, [str(path) for path in pictures.paths])
+
+    def predictions(
+        self, answers: Iterable[tuple[Batch, Any]], pictures: DensePictures, classes: tuple
+    ) -> Iterator[Prediction]:
+        for i, labels in _labels(answers, pictures):
+            yield _prediction(i, str(pictures.paths[i]), labels.numpy().astype(np.uint8), classes)
+
+    def sections(self, evaluation: SegmentEvaluation) -> list[str]:
+        return [dense_report.sections(evaluation)]
+
+
+def _labels(answers: Iterable[tuple[Batch, Tensor]], pictures: DensePictures) -> Iterator[tuple[int, Tensor]]:
+    """Each picture's index and the class of each of its file's pixels, int64 [H, W]."""
+    for batch, logits in answers:
+        for i, each, (h, w) in zip(batch.indices.tolist(), logits.float(), batch.sizes, strict=True):
+            whole = F.interpolate(each[None, :, :h, :w], pictures.sizes[i], mode="bilinear", align_corners=False)
+            yield i, whole[0].argmax(0).cpu()
+
+
+def _prediction(i: int, path: str, mask: np.ndarray, classes: tuple[str, ...]) -> Prediction:
+    present = {classes[label]: mask == label for label in np.unique(mask).tolist()}
+    shares = sorted(((float(part.mean()), name) for name, part in present.items()), reverse=True)
+    rows = [{"picture": path, "category": name, "segmentation": encode(part)} for name, part in present.items()]
+
+    def draw() -> Image.Image:
+        return draw_segments(open_picture(path), mask, classes)
+
+    return Prediction(i, path, rows, ", ".join(f"{name} {share:.0%}" for share, name in shares), draw)
