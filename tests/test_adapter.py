@@ -28,6 +28,7 @@ def header_of(model, **more):
     named = {"name": backbone.name, "source": backbone.source, "fingerprint": backbone.fingerprint}
     return {
         "task": "classify",
+        "head": {"name": "linear", "options": {}},
         "method": model.method.name(),
         "arguments": model.method.arguments(),
         "backbone": named,

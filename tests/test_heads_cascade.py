@@ -252,7 +252,7 @@ def test_a_box_loss_that_there_is_not():
         CascadeRCNN(CHANNELS, CLASSES, box_loss="ciou")
 
 
-@pytest.mark.parametrize(("options", "heads"), [({}, 0), ({"masks": True}, 1), ({"mask_every_stage": True}, 3)])
+@pytest.mark.parametrize(("options", "heads"), [({}, 0), ({"mask_every_stage": False}, 1), ({"masks": True}, 3)])
 def test_parameters(options, heads):
     n, h, K, C = 16, 32, 7, CHANNELS
     fpn = n * sum(c + 1 for c in C) + 4 * n * (9 * n + 1)
@@ -265,5 +265,5 @@ def test_parameters(options, heads):
 
 def test_parameters_of_hst_are_the_published_ones_with_three_mask_heads():
     with torch.device("meta"):
-        head = CascadeRCNN(HST, 80, masks=True, mask_every_stage=True)
+        head = CascadeRCNN(HST, 80, masks=True)
     assert round((parameters(head) + HST_SIDE) / 1e6, 1) == 68.4

@@ -12,6 +12,7 @@ from vitgraft.errors import RequestError
 from vitgraft.heads.segment import Linear, SemanticFPN, UPerNet, cross_entropy
 
 K = 5
+DENSE = [(task, name) for task in heads.HEADS if task != "classify" for name in heads.HEADS[task]]
 SMALL = {Linear: {}, SemanticFPN: {"neck": 16, "width": 64}, UPerNet: {"width": 16, "auxiliary_width": 8}}
 
 
@@ -114,13 +115,19 @@ def test_semantic_fpn_is_the_papers():
 
 
 @pytest.mark.parametrize("channels", [CHANNELS, (16,)])
-def test_linear_is_one_matrix_on_the_map_of_stride_16(channels):
+def test_linear_is_one_matrix_on_all_maps_at_the_finest(channels):
+    """Here the maps are brought to one size and joined first."""
     head = shaken(made(Linear, channels, K)).double().eval()
     given = features(channels=channels, dtype=torch.float64)
-    x = next(x for stride, x in given.maps if stride == 16)
-    x = (x.movedim(1, -1) - head.norm.running_mean) / (head.norm.running_var + 1e-5).sqrt()
-    x = x * head.norm.weight + head.norm.bias
-    logits = (x @ head.classify.weight[:, :, 0, 0].T + head.classify.bias).movedim(-1, 1)
+    size = given.maps[0][1].shape[-2:]
+    joined = torch.cat([F.interpolate(x, size=size, mode="bilinear") for _, x in given.maps], dim=1)
+    mean, variance, scale, shift = (
+        torch.cat([getattr(norm, name) for norm in head.norms])
+        for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    x = (joined.movedim(1, -1) - mean) / (variance + 1e-5).sqrt() * scale + shift
+    matrix = torch.cat([each.weight[:, :, 0, 0] for each in head.classify], dim=1)
+    logits = (x @ matrix.T + sum(each.bias for each in head.classify)).movedim(-1, 1)
     expected = F.interpolate(logits, size=(64, 96), mode="bilinear")
     torch.testing.assert_close(head(given), expected, rtol=1e-10, atol=1e-10)
 
@@ -202,8 +209,7 @@ def test_autocast(head):
 @pytest.mark.parametrize("C", [(8, 12, 16, 24), HST])
 def test_parameters(C):
     n, m, w, a, p = 16, 32, 20, 12, 3
-    D = C[2]
-    assert parameters(Linear(C, K)) == 2 * D + (D + 1) * K
+    assert parameters(Linear(C, K)) == 2 * sum(C) + sum(c + 1 for c in C) * K
     neck = n * sum(c + 1 for c in C) + 4 * n * (9 * n + 1)
     fpn = neck + 36 * n * m + 27 * m**2 + 14 * m + (m + 1) * K
     assert parameters(SemanticFPN(C, K, neck=n, width=m)) == fpn
@@ -222,7 +228,7 @@ def test_parameters_of_hst_are_the_published_ones():
 # ------------------------------------------------------------------------------------------------ by name
 
 
-@pytest.mark.parametrize(("task", "name"), [(task, name) for task in heads.HEADS for name in heads.HEADS[task]])
+@pytest.mark.parametrize(("task", "name"), DENSE)
 def test_every_head_is_found_and_says_how_many_maps_it_reads(task, name):
     assert heads.find(task, name).levels == (1 if name == "linear" else 4)
     assert not {"channels", "classes", "masks"} & set(heads.options(task, name))
@@ -237,7 +243,7 @@ def test_options_are_handed_on():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (("segmant", "linear", CHANNELS, K), "no dense task 'segmant'.*Did you mean 'segment'"),
+        (("segmant", "linear", CHANNELS, K), "no task 'segmant'.*Did you mean 'segment'"),
         (("segment", "upnet", CHANNELS, K), "no head 'upnet' for the task segment.*Did you mean 'upernet'"),
         (("segment", "mask", CHANNELS, K), "'mask' belongs to the task instance"),
         (("segment", "upernet", (16,), K), "reads 4 maps, but was given 1: put a heads.pyramid.Pyramid"),

@@ -240,7 +240,7 @@ def header_of(model):
         "method": model.method.name(),
         "arguments": model.method.arguments(),
         "backbone": {"name": backbone.name, "source": backbone.source, "fingerprint": backbone.fingerprint},
-        "head": {"name": "classify"},
+        "head": {"name": "linear", "options": {}},
         "classes": [f"class {i}" for i in range(CLASSES)],
         "preprocess": backbone.preprocess().to_dict(),
         "protocol": {},

@@ -133,6 +133,8 @@ def _flag(name: str) -> str:
 def _kind(setting: Any) -> dict[str, Any]:
     if setting.name == "image_size":
         return {"type": int, "nargs": "+", "metavar": "PIXELS"}
+    if setting.name == "sliding":
+        return {"action": "store_true"}
     if setting.name == "jitter":
         return {"type": float, "nargs": 2, "metavar": ("LEAST", "MOST")}
     kind = {"int": int, "float": float}.get(setting.type, str)
@@ -218,7 +220,7 @@ def _predict(given: argparse.Namespace) -> None:
     run = Run(given.run, given.backbone)
     if given.out:
         make_new_folder(given.out)
-    found = run.predict(given.pictures, skip_bad=given.skip_bad, quiet=given.json)
+    found = run.predictions(given.pictures, skip_bad=given.skip_bad, quiet=given.json)
     rows = [row for prediction in found for row in prediction.rows]
     if given.out:
         save_predictions(found, given.out)

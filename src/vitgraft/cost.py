@@ -13,10 +13,11 @@ from .model import Model
 
 
 def parameters(model: Model) -> dict[str, int]:
-    """Numbers of parameters: of `method` and `head` as an adapter file holds them, and of the frozen `backbone`."""
+    """Numbers of parameters: of `method` and `head`, neck included, as an adapter file holds them, and of the frozen
+    `backbone`."""
     return {
         "method": model.method.size,
-        "head": sum(p.numel() for p in model.head.parameters()),
+        "head": sum(p.numel() for part in (model.neck, model.head) if part for p in part.parameters()),
         "backbone": sum(p.numel() for p in model.backbone.parameters()),
     }
 

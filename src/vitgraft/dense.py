@@ -36,7 +36,7 @@ class DenseTask(Task):
 
     # The optimiser of the published baselines (ViT-Adapter's configurations, whose parameter totals HST's tables have).
     recipe: ClassVar[dict[str, Any]] = {"lr": 1e-4, "weight_decay": 0.05, "batch_size": 8, "jitter": (0.5, 2.0)}
-    options = ("jitter",)
+    options: ClassVar[tuple[str, ...]] = ("jitter",)
     canvas = (512, 512)
 
     def read(
@@ -72,6 +72,7 @@ class DenseTask(Task):
             classes=classes,
             workers=settings.workers,
             augment=Augment(settings.jitter, seed=settings.seed) if training else None,
+            cover=settings.sliding,
             skip_bad=skip_bad,
             progress=progress,
         )

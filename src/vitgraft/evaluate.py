@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from .cache import ActivationStore, recall
 from .data import Batch, Preprocess
 from .model import Model
-from .task import Loaded
+from .task import Answer, Loaded
 
 
 def answers(
@@ -19,6 +19,7 @@ def answers(
     pictures: Loaded,
     preprocess: Preprocess,
     fabric: Fabric,
+    ask: Answer,
     *,
     batch_size: int = 64,
     store: ActivationStore | None = None,
@@ -33,4 +34,4 @@ def answers(
             batch = batch.to(fabric.device)
             images = preprocess.normalise(batch.pixels).to(dtype)
             activations = recall(model, store, batch.indices, images)
-            yield batch, model(images, None, activations, batch.sizes)
+            yield batch, ask(model, images, activations, batch.sizes)

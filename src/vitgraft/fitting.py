@@ -18,7 +18,8 @@ from . import method as methods
 from . import task as tasks
 from .backbone import Backbone
 from .cache import activation_store
-from .data import Preprocess, recognise
+from .data import Preprocess
+from .data.recognise import recognise
 from .errors import RequestError, near_misses
 from .evaluate import answers
 from .files import check_folder, make_folder, read_json, write_bytes, write_json
@@ -194,6 +195,7 @@ class _Fitting:
             self.eval_pictures,
             self.preprocess,
             self.fabric,
+            self.task.answer(self.settings, self.preprocess),
             batch_size=self.settings.batch_size,
             store=store,
         )
@@ -288,7 +290,7 @@ def _sort_options(task: Task, method: str, dense: bool, options: dict[str, Any])
     cls = methods.find(method)
     for other in tasks.names():
         for name in set(tasks.find(other).options) - set(task.options):
-            if options.get(name) is not None:
+            if options.get(name):
                 raise RequestError(
                     f"{name} is an option of the task {other}, but this one is {task.name()}: leave it out."
                 )

@@ -51,6 +51,11 @@ def merge(model: Model, images: Tensor | None = None, *, in_place: bool = False)
     RequestError where the method cannot be merged, or another one is merged already; WorkError where the check fails.
     """
     backbone, method = model.backbone, model.method
+    if model.head.levels:
+        raise RequestError(
+            f"A plain timm model ends in a classifier, but the head here is {type(model.head).__name__}, of a dense "
+            "task: use it unmerged, as `vitgraft predict` does."
+        )
     if method.obstacle:
         raise RequestError(
             f"The method {method.name()} cannot be merged: {method.obstacle}; use it unmerged, as `vitgraft predict` "

@@ -209,10 +209,11 @@ def _curves(metrics: list[dict[str, Any]], metric: str) -> str:
     def few(digits: int) -> Callable[[float], str]:
         return lambda value: f"{value:.{digits}g}"
 
+    title = metric if metric != metric.lower() else metric.capitalize()  # mIoU stays as it is
     accuracy = [curve("validation", "val"), curve("training", "train_accuracy")]
     charts = [
         curves("Training loss", [curve("loss", "loss")], few(3), few(6)),
-        curves(metric.capitalize(), accuracy, percent, lambda share: f"{100 * share:.6g}{page.SPACE}%"),
+        curves(title, accuracy, percent, lambda share: f"{100 * share:.6g}{page.SPACE}%"),
         curves("Learning rate", [curve("learning rate", "lr")], few(2), few(6)),
     ]
     return section("Training", f'<div class="charts">{"".join(charts)}</div>') if any(charts) else ""

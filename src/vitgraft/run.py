@@ -95,13 +95,20 @@ class Run:
 
     def predict(
         self, pictures: Sequence[str | Path], *, skip_bad: bool = False, quiet: bool = True
-    ) -> list[Prediction]:
-        """What the model says about each picture, in the order in which they were given; bad ones left out, if they may
-        be.
+    ) -> list[dict[str, Any]]:
+        """The rows of `predictions`.
 
-        Rows of a classifier: {"picture", "class", "probability", "probabilities": {class: p}}; of a detector those of
-        COCO's results, with the picture and the category's name; of a segmenter one for each class that is there.
+        Of a classifier one for each picture, {"picture", "class", "probability", "probabilities": {class: p}}; of a
+        detector one for each object, as in COCO's results, with the picture and the category's name; of a segmenter one
+        for each class that is in a picture, with its RLE.
         """
+        found = self.predictions(pictures, skip_bad=skip_bad, quiet=quiet)
+        return [row for prediction in found for row in prediction.rows]
+
+    def predictions(
+        self, pictures: Sequence[str | Path], *, skip_bad: bool = False, quiet: bool = True
+    ) -> list[Prediction]:
+        """What the model says about each picture, in the order in which they were given."""
         if missing := [str(path) for path in pictures if not Path(path).is_file()]:
             raise RequestError(f"There is no picture {some(missing)}: name files that exist.")
         settings = replace(self._settings(), workers=0)
@@ -123,7 +130,8 @@ class Run:
         used = fabric(settings)
         used.setup_module(model.float())  # to the device, in the precision
         store = activation_store(model, len(pictures), 0, used)
-        given = answers(model, pictures, preprocess, used, batch_size=settings.batch_size, store=store)
+        ask = self.task.answer(settings, preprocess)
+        given = answers(model, pictures, preprocess, used, ask, batch_size=settings.batch_size, store=store)
         return pictures, given, used
 
     def _settings(self) -> Settings:

@@ -32,6 +32,7 @@ class Settings:
     jitter: tuple[float, float] | None = _option(
         None, "range of a training picture's random scale, two numbers; dense tasks only (default there: 0.5 2)"
     )
+    sliding: bool = _option(False, "segment only: measure and predict in overlapping windows of image_size")
     precision: str = _option("auto", "auto (bf16 where the processor has it), bf16, 32 or 64")
     seed: int = _option(0, "of the initial tensors, the order of the pictures, and a split that is made")
     train_split: str = _option("train", "split to train on, for example train+val")

@@ -15,12 +15,17 @@ from typing import Any, ClassVar, Protocol
 
 from lightning_fabric import Fabric
 from PIL import Image
+from torch import Tensor
 
 from . import tasks
 from .backbone import Backbone
 from .data import Batch, Preprocess
 from .errors import RequestError, near_misses
+from .features import Activations
+from .model import Model
 from .settings import Settings
+
+Answer = Callable[[Model, Tensor, Activations | None, list[tuple[int, int]]], Any]
 
 
 class Loaded(Protocol):
@@ -128,6 +133,10 @@ class Task:
         """The pictures of a split, checked; as a training split has them, with `training`."""
         raise NotImplementedError
 
+    def answer(self, settings: Settings, preprocess: Preprocess) -> Answer:
+        """How a model is asked about a batch that it does not train on."""
+        return ask
+
     def measure(
         self, answers: Iterable[tuple[Batch, Any]], pictures: Any, fabric: Fabric, *, split: str, classes: tuple
     ) -> Evaluation:
@@ -141,6 +150,11 @@ class Task:
     def sections(self, evaluation: Any) -> list[str]:
         """What the run's page shows of the answers, as HTML."""
         raise NotImplementedError
+
+
+def ask(model: Model, images: Tensor, activations: Activations | None, sizes: list[tuple[int, int]]) -> Any:
+    """The head's predictions on images [B, 3, H, W]."""
+    return model(images, None, activations, sizes)
 
 
 def names() -> list[str]:

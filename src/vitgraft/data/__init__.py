@@ -5,7 +5,6 @@ from .dataset import DataSet, Split, read
 from .loader import Pictures, epoch_batches, even_batches
 from .pictures import BadPicture, open_picture, to_rgb
 from .preprocess import Preprocess
-from .recognise import recognise
 
 __all__ = [
     "BadPicture",
@@ -18,6 +17,5 @@ __all__ = [
     "even_batches",
     "open_picture",
     "read",
-    "recognise",
     "to_rgb",
 ]

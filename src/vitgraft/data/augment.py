@@ -117,15 +117,21 @@ def _boxes_of(masks: Tensor) -> Tensor:
     return torch.stack([sides[0], sides[2], sides[1], sides[3]], 1).float()
 
 
-def fitted(file: tuple[int, int], canvas: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
-    """(h, w) of a picture that fills the canvas as well as its aspect ratio lets it, times `scale`; 1 at least."""
-    ratio = scale * min(canvas[0] / file[0], canvas[1] / file[1])
+def fitted(
+    file: tuple[int, int], canvas: tuple[int, int], scale: float = 1.0, *, cover: bool = False
+) -> tuple[int, int]:
+    """(h, w) of a picture that fills the canvas as well as its aspect ratio lets it, times `scale`; 1 at least.
+
+    cover: it is as small as it can be without leaving a part of the canvas empty.
+    """
+    ratio = scale * (max if cover else min)(canvas[0] / file[0], canvas[1] / file[1])
     return max(1, round(file[0] * ratio)), max(1, round(file[1] * ratio))
 
 
-def evaluation_view(file: tuple[int, int], canvas: tuple[int, int]) -> View:
-    """The whole picture, as large as the canvas lets it be, padded to the next multiples of 32 only."""
-    h, w = resized = fitted(file, canvas)
+def evaluation_view(file: tuple[int, int], canvas: tuple[int, int], cover: bool = False) -> View:
+    """The whole picture, as large as the canvas lets it be, padded to the next multiples of 32 only; with `cover` as
+    large as it must be to cover the canvas."""
+    h, w = resized = fitted(file, canvas, cover=cover)
     return View(file, resized, (math.ceil(h / STRIDE) * STRIDE, math.ceil(w / STRIDE) * STRIDE))
 
 
@@ -209,16 +215,22 @@ def _around_one(
 
 
 def prepared(
-    image: Image.Image, truth: Truth, preprocess: Preprocess, masks: bool, augment: Augment | None = None, key: str = ""
+    image: Image.Image,
+    truth: Truth,
+    preprocess: Preprocess,
+    masks: bool,
+    augment: Augment | None = None,
+    key: str = "",
+    cover: bool = False,
 ) -> tuple[Tensor, tuple[int, int], Any]:
     """A picture and its truth at the file's size -> pixels uint8 [3, H, W], (h, w) inside the padding, and the target.
 
     With `augment` the view is drawn by its seed and `key`, else it is that of an evaluation; `preprocess.size` is the
-    canvas. `masks`: whether objects have masks in the target.
+    canvas. `masks`: whether objects have masks in the target. `cover`: see `evaluation_view`.
     """
     colours = None
     if augment is None:
-        view = evaluation_view((image.height, image.width), preprocess.size)
+        view = evaluation_view((image.height, image.width), preprocess.size, cover)
     else:
         random = Random(f"{augment.seed}/{key}")
         view = augment.view(truth, preprocess.size, random)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import RequestError, near_misses
-from .layouts import _by_split, some
+from ..errors import RequestError
+from .dataset import chosen
+from .layouts import of_splits
 
 if TYPE_CHECKING:
     from .objects import Objects
@@ -87,18 +88,7 @@ class DenseSet:
 
     def split(self, name: str) -> DenseSplit:
         """One split, or a union such as "train+val" in the order asked for; RequestError if there is no such split."""
-        parts = name.split("+")
-        for part in parts:
-            if part not in self.splits:
-                raise RequestError(
-                    f"split {part!r} was asked for, but {self.root} has {some(self.splits)}; take one of them, or join "
-                    f"some with '+'.{near_misses(part, self.splits)}"
-                )
-        if len(set(parts)) < len(parts):
-            raise RequestError(
-                f"split {name!r} was asked for, but each of {some(self.splits)} can be in a union once; name none twice"
-            )
-        found = [self.splits[part] for part in parts]
+        found = chosen(self.root, self.splits, name)
         return DenseSplit(
             name,
             tuple(path for split in found for path in split.paths),
@@ -139,4 +129,4 @@ def refuse(root: Path, problems: Sequence[Problem], skip_bad: bool) -> None:
 def by_split(root: Path, names: Iterable[str]) -> dict[str, str]:
     """The names that mean a split, by split, in the order train, val, test: {"train": "train2017", ...}."""
     meant = {name: next(filter(None, match.groups())) for name in names if (match := _SPLIT.fullmatch(name))}
-    return _by_split(root, meant)
+    return of_splits(root, meant)

@@ -12,10 +12,10 @@ from PIL import Image
 
 from ..errors import RequestError
 from .batch import DenseSet, DenseSplit, Problem, by_split
-from .layouts import _read_class_names, _text_lines, folders, some
+from .layouts import folders, read_class_names, some, text_lines
 from .masks import files
 from .objects import Fault, Row, check_box, check_class, described, gather
-from .pictures import _reason
+from .pictures import reason_of
 
 VOC = "JPEGImages/ with Annotations/STEM.xml and ImageSets/Main/SPLIT.txt"
 YOLO = "images/SPLIT/FILE with labels/SPLIT/STEM.txt and data.yaml or classes.txt"
@@ -46,12 +46,12 @@ def read_voc(root: Path, classes: tuple[str, ...] | None, problems: list[Problem
         split: list(_voc_split(root, lists / f"{name}.txt", pictures, problems)) for split, name in name_of.items()
     }
     names = sorted({row.name for entries in found.values() for entry in entries for _, row in entry.rows})
-    known = classes or _read_class_names(root / "classes.txt") or tuple(names)
+    known = classes or read_class_names(root / "classes.txt") or tuple(names)
     return _gathered(root, known, found, "VOC annotations", problems)
 
 
 def _voc_split(root: Path, file: Path, pictures: dict[str, Path], problems: list[Problem]) -> Iterator[_Entry]:
-    for number, line in _text_lines(file):
+    for number, line in text_lines(file):
         stem = line.split()[0]
         annotation = root / "Annotations" / f"{stem}.xml"
         if stem not in pictures:
@@ -118,7 +118,7 @@ def read_yolo(root: Path, classes: tuple[str, ...] | None, problems: list[Proble
 def _yolo_entry(path: Path, file: Path, names: tuple[str, ...], problems: list[Problem]) -> _Entry | None:
     try:
         size = picture_size(path)
-        lines = _text_lines(file) if file.is_file() else []
+        lines = text_lines(file) if file.is_file() else []
     except Fault as fault:
         problems.append(Problem(path, "", str(fault)))
         return None
@@ -151,7 +151,7 @@ def _yolo_row(line: str, size: tuple[int, int], names: tuple[str, ...]) -> Row:
 
 def _yolo_names(root: Path, problems: list[Problem]) -> tuple[str, ...] | None:
     """The names of data.yaml, a list or {number: name}, or those of classes.txt, which must not differ."""
-    listed = _read_class_names(root / "classes.txt")
+    listed = read_class_names(root / "classes.txt")
     file = root / "data.yaml"
     if not file.is_file():
         return listed
@@ -210,5 +210,5 @@ def picture_size(path: Path) -> tuple[int, int]:
             w, h = image.size
             turned = image.getexif().get(0x0112, 1) >= 5
     except Exception as error:  # as in `open_picture`: decoders meet broken bytes with nearly any error
-        raise Fault(f"it cannot be read as a picture ({_reason(path, error)}); replace or remove it") from error
+        raise Fault(f"it cannot be read as a picture ({reason_of(path, error)}); replace or remove it") from error
     return (w, h) if turned else (h, w)

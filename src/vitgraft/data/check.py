@@ -11,7 +11,7 @@ from ..errors import RequestError
 from .batch import DenseSet, Problem
 from .dataset import read
 from .dense import examine, unreadable
-from .layouts import _LISTS, _read_class_names, _text_lines, some
+from .layouts import LISTS, read_class_names, some, text_lines
 from .masks import files
 from .pictures import BadPicture, open_picture
 from .recognise import recognise, survey
@@ -82,9 +82,9 @@ def _listed(root: Path) -> tuple[set[Path], list[Problem]]:
     """The pictures that lists "path label" name, and the lines whose picture or label is not there."""
     paths: set[Path] = set()
     problems = []
-    names = _read_class_names(root / "classes.txt")
-    for file in (root / name for name in _LISTS if (root / name).is_file()):
-        for number, line in _text_lines(file):
+    names = read_class_names(root / "classes.txt")
+    for file in (root / name for name in LISTS if (root / name).is_file()):
+        for number, line in text_lines(file):
             path, _, label = line.rpartition(" ")
             known = names is None or label in names or (label.isdecimal() and int(label) < len(names))
             if not (root / path.strip()).is_file():

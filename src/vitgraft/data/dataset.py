@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import RequestError, near_misses
 from .layouts import LAYOUTS, Found, folders, recognise, some
@@ -34,20 +35,25 @@ class DataSet:
 
     def split(self, name: str) -> Split:
         """One split, or a union such as "train+val" in the order asked for; RequestError if there is no such split."""
-        parts = name.split("+")
-        for part in parts:
-            if part not in self.splits:
-                raise RequestError(
-                    f"split {part!r} was asked for, but {self.root} has {some(self.splits)}; take one of them, or join "
-                    f"some with '+'.{near_misses(part, self.splits)}"
-                )
-        if len(set(parts)) < len(parts):
-            raise RequestError(
-                f"split {name!r} was asked for, but each of {some(self.splits)} can be in a union once; name none twice"
-            )
-        found = [self.splits[part] for part in parts]
+        found = chosen(self.root, self.splits, name)
         paths = tuple(path for split in found for path in split.paths)
         return Split(name, paths, tuple(label for split in found for label in split.labels))
+
+
+def chosen(root: Path, splits: Mapping[str, Any], name: str) -> list[Any]:
+    """The splits that a name such as "train+val" means; RequestError if there is no such split."""
+    parts = name.split("+")
+    for part in parts:
+        if part not in splits:
+            raise RequestError(
+                f"split {part!r} was asked for, but {root} has {some(splits)}; take one of them, or join some with '+'."
+                f"{near_misses(part, splits)}"
+            )
+    if len(set(parts)) < len(parts):
+        raise RequestError(
+            f"split {name!r} was asked for, but each of {some(splits)} can be in a union once; name none twice"
+        )
+    return [splits[part] for part in parts]
 
 
 def read(
@@ -70,7 +76,7 @@ def read(
         raise RequestError(
             f"a validation share of {val_share} was asked for, but it is a part of each class; give 0 up to below 1"
         )
-    _check_folder(root)
+    check_data_folder(root)
     known = tuple(classes) if classes is not None else None
     try:
         found = recognise(root, seed, val_share, known)
@@ -99,7 +105,7 @@ def _number(root: Path, found: Found, classes: tuple[str, ...], layout: str) -> 
     return DataSet(root, classes, splits, f"{layout}; pictures: {counts}")
 
 
-def _check_folder(root: Path) -> None:
+def check_data_folder(root: Path) -> None:
     if root.is_dir():
         return
     if root.exists():

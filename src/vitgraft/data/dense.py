@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..errors import RequestError, WorkError
 from .augment import STRIDE, Augment, Truth, evaluation_view, prepared
 from .batch import Batch, DenseSplit, Problem
-from .loader import even_batches
+from .loader import even_batches, loaded
 from .masks import BadTruth, load_mask
 from .pictures import BadPicture, open_picture
 from .preprocess import Preprocess
@@ -35,6 +35,7 @@ class DensePictures:
         classes: how many there are; what a mask may hold.
         workers: processes that decode; 0 decodes in this one.
         augment: the views of training.
+        cover: in evaluation a picture covers the canvas, where it fits it otherwise.
         skip_bad: leave bad pictures, and those with bad truth, out, into `skipped`; otherwise they are an error.
         progress: called with (pictures done, pictures in all) while all are checked.
 
@@ -54,6 +55,7 @@ class DensePictures:
         classes: int,
         workers: int,
         augment: Augment | None = None,
+        cover: bool = False,
         skip_bad: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -68,6 +70,7 @@ class DensePictures:
         self._classes = classes
         self._workers = workers
         self._augment = augment
+        self._cover = cover
         checked = examine(split, classes, workers, progress)
         bad = [(found.file, _reason(found)) for found in checked if isinstance(found, Problem)]
         good = [index for index, found in enumerate(checked) if not isinstance(found, Problem)]
@@ -102,12 +105,13 @@ class DensePictures:
             masks=self._task == "instance",
             augment=self._augment if epoch is not None else None,
             epoch=epoch,
+            cover=self._cover,
         )
-        for items in _mapped(_Each(self.split, self._classes, load), indices, self._workers):
+        for items in loaded(_Each(self.split, self._classes, load), indices, _same, self._workers):
             for item in items:
                 if isinstance(item, Problem):  # it was good when all were checked: the file has changed since
                     raise BadTruth(item)
-            yield _batch(items, stacked=self._task == "segment")
+            yield _batch(items)
 
     def even_batches(self, batch_size: int, *, rank: int = 0, world: int = 1) -> list[list[int]]:
         """All indices once, for evaluation, in batches of one padded size: this process's share of each.
@@ -116,7 +120,7 @@ class DensePictures:
         """
         groups: dict[tuple[int, int], list[int]] = {}
         for index, size in enumerate(self.sizes):
-            groups.setdefault(evaluation_view(size, self._preprocess.size).canvas, []).append(index)
+            groups.setdefault(evaluation_view(size, self._preprocess.size, self._cover).canvas, []).append(index)
         return [
             [group[position] for position in batch]
             for group in groups.values()
@@ -129,7 +133,7 @@ def examine(
 ) -> list[tuple[int, int] | Problem]:
     """Opens every picture and its truth: for each the size (h, w) of its file, or what is wrong."""
     found: list[tuple[int, int] | Problem] = []
-    for sizes in _mapped(_Each(split, classes, _size), even_batches(len(split), _CHUNK), workers):
+    for sizes in loaded(_Each(split, classes, _size), even_batches(len(split), _CHUNK), _same, workers):
         found += sizes
         if progress is not None:
             progress(len(found), len(split))
@@ -195,31 +199,9 @@ def _same(items: list[Any]) -> list[Any]:
     return items
 
 
-def _mapped(dataset: _Each, indices: Sequence[Sequence[int]], workers: int) -> Iterator[list[Any]]:
-    """What the dataset makes of each list of indices, in order, in worker processes."""
-    if workers < 0:
-        raise RequestError(f"{workers} worker processes were asked for, but 0 means this process alone; give 0 or more")
-    loader = DataLoader(
-        dataset,
-        batch_sampler=indices,  # type: ignore[arg-type]  # any sized iterable of index lists serves
-        collate_fn=_same,
-        num_workers=min(workers, len(indices)),  # the DataLoader gives each one torch thread
-        generator=torch.Generator(),  # it draws a seed for its workers, and shall not from the global generator
-    )
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise WorkError(
-            f"pictures were to be decoded by {workers} worker processes, but one was killed ({error}); "
-            "give them more memory (in a container: shared memory), or decode in one process with --workers 0"
-        ) from error
-
-
-def _batch(items: list[Item], stacked: bool) -> Batch:
+def _batch(items: list[Item]) -> Batch:
     pixels, sizes, targets, indices = zip(*items, strict=True)
-    truth = torch.stack(targets) if stacked else list(targets)
+    truth = torch.stack(targets) if isinstance(targets[0], Tensor) else list(targets)
     return Batch(torch.stack(pixels), list(sizes), truth, torch.tensor(indices))
 
 

@@ -15,7 +15,7 @@ LAYOUTS = (
 )
 _FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 # VTAB-1k in NOAH's form has the numbers of its pictures in the names of its lists.
-_LISTS = {"train.txt": "train", "train800.txt": "train", "val.txt": "val", "val200.txt": "val", "test.txt": "test"}
+LISTS = {"train.txt": "train", "train800.txt": "train", "val.txt": "val", "val200.txt": "val", "test.txt": "test"}
 _UNION = "train800val200.txt"
 
 
@@ -30,7 +30,7 @@ class Found(NamedTuple):
 
 def recognise(root: Path, seed: int, val_share: float, classes: tuple[str, ...] | None) -> Found:
     """Reads the folder `root` by the first layout that fits; `classes` may name the indices in its lists."""
-    lists = _by_split(root, {name: split for name, split in _LISTS.items() if (root / name).is_file()})
+    lists = of_splits(root, {name: split for name, split in LISTS.items() if (root / name).is_file()})
     if lists:
         return _read_lists(root, lists, classes)
     inner = folders(root)
@@ -38,7 +38,7 @@ def recognise(root: Path, seed: int, val_share: float, classes: tuple[str, ...] 
         folder.name: _FOLDERS[folder.name] for folder in inner if folder.name in _FOLDERS and folders(folder)
     }
     if with_classes:
-        splits = _by_split(root, with_classes)
+        splits = of_splits(root, with_classes)
         pairs = {split: _read_classes(root / name) for split, name in splits.items()}
         names = sorted({name for split in pairs.values() for _, name in split})
         return Found(pairs, tuple(names), "folders " + ", ".join(f"{name}/CLASS" for name in splits.values()))
@@ -95,7 +95,7 @@ def _read_lists(root: Path, lists: dict[str, str], classes: tuple[str, ...] | No
     if (root / _UNION).is_file():
         vtab = True
         _check_union(root / _UNION, [line for split in ("train", "val") for line in lines.get(split, [])])
-    named = _read_class_names(root / "classes.txt") or classes
+    named = read_class_names(root / "classes.txt") or classes
     names, of_label = _name_labels([line for split in lines.values() for line in split], named)
     pairs = {split: [(line.path, of_label[line.label]) for line in found] for split, found in lines.items()}
     # VTAB-1k cuts its 1,000 pictures without regard to classes: some have only test pictures (Sun397, CIFAR-100).
@@ -104,7 +104,7 @@ def _read_lists(root: Path, lists: dict[str, str], classes: tuple[str, ...] | No
 
 def _read_list(root: Path, name: str) -> list[_Line]:
     lines = []
-    for number, text in _text_lines(root / name):
+    for number, text in text_lines(root / name):
         where = f"{root / name}:{number}"
         *rest, label = text.rsplit(maxsplit=1)
         if not rest or (root / text).is_file():
@@ -160,12 +160,12 @@ def _name_labels(lines: list[_Line], named: tuple[str, ...] | None) -> tuple[tup
     return names, of_label
 
 
-def _read_class_names(path: Path) -> tuple[str, ...] | None:
+def read_class_names(path: Path) -> tuple[str, ...] | None:
     """The lines of classes.txt, or None when there is no such file or nothing in it."""
     if not path.is_file():
         return None
     first: dict[str, int] = {}
-    for number, name in _text_lines(path):
+    for number, name in text_lines(path):
         if name in first:
             raise RequestError(
                 f"{path}:{number} names the class {name!r}, but line {first[name]} does too; write it once"
@@ -174,7 +174,7 @@ def _read_class_names(path: Path) -> tuple[str, ...] | None:
     return tuple(first) or None
 
 
-def _text_lines(path: Path) -> list[tuple[int, str]]:
+def text_lines(path: Path) -> list[tuple[int, str]]:
     """The lines of a text file that are not blank, stripped, with their numbers from 1."""
     try:
         text = path.read_text(encoding="utf-8-sig")  # -sig: some editors put a mark before the first line
@@ -185,7 +185,7 @@ def _text_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
-def _by_split(root: Path, splits: dict[str, str]) -> dict[str, str]:
+def of_splits(root: Path, splits: dict[str, str]) -> dict[str, str]:
     """{file or folder name: split} turned round, in the order train, val, test."""
     found: dict[str, str] = {}
     for name, split in splits.items():

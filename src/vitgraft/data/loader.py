@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,10 +84,6 @@ class Pictures:
         keep_bytes: int = 2 << 30,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        if workers < 0:
-            raise RequestError(
-                f"{workers} worker processes were asked for, but 0 means this process alone; give 0 or more"
-            )
         self._preprocess = preprocess
         self._workers = workers
         self.paths = list(split.paths)
@@ -144,24 +140,33 @@ class Pictures:
     def _decode(
         self, indices: Sequence[Sequence[int]], collate: Callable[[list[tuple[int, Tensor | str]]], _Decoded]
     ) -> Iterator[_Decoded]:
-        loader = DataLoader(
-            _Decode(self.paths, self._preprocess),
-            batch_sampler=indices,  # type: ignore[arg-type]  # any sized iterable of index lists serves
-            collate_fn=collate,
-            num_workers=min(self._workers, len(indices)),  # the DataLoader gives each one torch thread
-            # A DataLoader draws a seed for its workers: from the global generator, that would make a run that streams
-            # differ from one that keeps its pixels.
-            generator=torch.Generator(),
-        )
-        try:
-            yield from loader
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise WorkError(
-                f"pictures were to be decoded by {self._workers} worker processes, but one was killed ({error}); "
-                "give them more memory (in a container: shared memory), or decode in one process with --workers 0"
-            ) from error
+        return loaded(_Decode(self.paths, self._preprocess), indices, collate, self._workers)
+
+
+def loaded(
+    dataset: Dataset[Any], indices: Sequence[Sequence[int]], collate: Callable[[list[Any]], Any], workers: int
+) -> Iterator[Any]:
+    """What a data set gives for each list of indices, in order, put together by `collate` in worker processes."""
+    if workers < 0:
+        raise RequestError(f"{workers} worker processes were asked for, but 0 means this process alone; give 0 or more")
+    loader = DataLoader(
+        dataset,
+        batch_sampler=indices,  # type: ignore[arg-type]  # any sized iterable of index lists serves
+        collate_fn=collate,
+        num_workers=min(workers, len(indices)),  # the DataLoader gives each one torch thread
+        # A DataLoader draws a seed for its workers: from the global generator, that would make a run that streams
+        # differ from one that keeps its pixels.
+        generator=torch.Generator(),
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkError(
+            f"pictures were to be decoded by {workers} worker processes, but one was killed ({error}); "
+            "give them more memory (in a container: shared memory), or decode in one process with --workers 0"
+        ) from error
 
 
 def _bad_pictures(split: Split, bad: list[tuple[Path, str]], most: int = 5) -> str:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from ..errors import WorkError
 from .batch import IGNORED, DenseSet, DenseSplit, Problem, by_split
-from .layouts import _read_class_names, _text_lines, folders, some
-from .pictures import _reason
+from .layouts import folders, read_class_names, some, text_lines
+from .pictures import reason_of
 
 LAYOUT = (
     "images/SPLIT/FILE with masks/SPLIT/STEM.png and classes.txt (SPLIT: train, val, test), or ADEChallengeData2016"
@@ -54,7 +54,7 @@ def read_masks(root: Path, classes: tuple[str, ...] | None, problems: list[Probl
 
 
 def _classes(path: Path, ade: bool, classes: tuple[str, ...] | None, problems: list[Problem]) -> tuple[str, ...]:
-    named = _ade_classes(path) if ade and path.is_file() else _read_class_names(path)
+    named = _ade_classes(path) if ade and path.is_file() else read_class_names(path)
     if named and classes and named != classes:
         sentence = (
             f"the classes are {some(named)}, but the adapter was trained on {some(classes)}, and it is by number that "
@@ -73,7 +73,7 @@ def _classes(path: Path, ade: bool, classes: tuple[str, ...] | None, problems: l
 
 def _ade_classes(path: Path) -> tuple[str, ...]:
     """The first name of each class: a line is number, share, two counts and the names, parted by tabs."""
-    rows = [line.split("\t") for _, line in _text_lines(path)][1:]
+    rows = [line.split("\t") for _, line in text_lines(path)][1:]
     return tuple(row[-1].split(",")[0].strip() for row in rows)
 
 
@@ -112,7 +112,7 @@ def load_mask(path: Path, classes: int, zero_ignored: bool = False) -> np.ndarra
             image.load()
             mode, values = image.mode, np.asarray(image)
     except Exception as error:  # as in `open_picture`: decoders meet broken bytes with nearly any error
-        sentence = f"it cannot be read as a mask ({_reason(path, error)}); replace or remove it"
+        sentence = f"it cannot be read as a mask ({reason_of(path, error)}); replace or remove it"
         raise BadTruth(Problem(path, "", sentence)) from error
     if mode not in ("L", "P", "1") or raw in ("L;2", "L;4"):  # Pillow stretches 2 and 4 bits of grey to 0..255
         kind = f"{raw} bits" if mode == "L" else mode

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .batch import DenseSet, DenseSplit, Problem, by_split
-from .layouts import _read_class_names, some
+from .layouts import read_class_names, some
 from .masks import fault_of
 
 LAYOUT = "images/SPLIT/FILE with instances_SPLIT.json (SPLIT: train, val, test), or COCO's train2017/ and annotations/"
@@ -164,7 +164,7 @@ def _load(path: Path) -> _Content:
 
 def _agreed(root: Path, contents: Iterable[_Content], problems: list[Problem]) -> tuple[str, ...]:
     """The classes in the order of their ids, on which all files and classes.txt must agree."""
-    named = _read_class_names(root / "classes.txt")
+    named = read_class_names(root / "classes.txt")
     first: tuple[str, ...] = ()
     for content in contents:
         names = tuple(content.names.values())

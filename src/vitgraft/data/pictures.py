@@ -37,7 +37,7 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
     except (
         Exception
     ) as error:  # decoders meet broken bytes with nearly any error: struct, zlib, SyntaxError, IndexError
-        raise BadPicture(path, _reason(path, error)) from error
+        raise BadPicture(path, reason_of(path, error)) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -69,7 +69,7 @@ def _to_8_bit(image: Image.Image) -> np.ndarray:
     return (levels * 255.0 / white + 0.5).astype(np.uint8)
 
 
-def _reason(path: Path, error: Exception) -> str:
+def reason_of(path: Path, error: Exception) -> str:
     """Why decoding failed, in a few words that fit into brackets."""
     if isinstance(error, FileNotFoundError):
         return "no such file"

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import RequestError, near_misses
 from . import boxes, masks, objects
 from .batch import DenseSet, Problem, refuse
-from .dataset import _check_folder
+from .dataset import check_data_folder
 
 TASKS = ("classify", "segment", "detect", "instance")
 LAYOUTS = {
@@ -28,7 +28,7 @@ def recognise(root: str | os.PathLike[str]) -> str:
     Raises RequestError for a folder that is not there, or that fits both segmentation and objects.
     """
     root = Path(root).expanduser()
-    _check_folder(root)
+    check_data_folder(root)
     files = objects.coco_files(root)
     found = []
     if _is_masks(root):
@@ -77,7 +77,7 @@ def survey(
     Raises RequestError where the folder has no layout of the task.
     """
     root = Path(root).expanduser()
-    _check_folder(root)
+    check_data_folder(root)
     problems: list[Problem] = []
     if task not in TASKS[1:]:
         raise RequestError(

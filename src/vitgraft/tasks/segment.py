@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,25 @@ from torch import Tensor
 
 from .. import dense_report
 from ..coco import encode
-from ..data import Batch, open_picture
+from ..data import Batch, Preprocess, open_picture
 from ..data.dense import DensePictures
 from ..dense import DenseTask, gathered
 from ..drawing import draw_segments
+from ..features import Activations
+from ..model import Model
 from ..segmentation import SegmentEvaluation, SegmentScores
-from ..task import Prediction
+from ..settings import Settings
+from ..task import Answer, Prediction
 
 
 class Segment(DenseTask):
     """Measured in the pixels of the mask files: logits are resized to them, never the masks to the logits."""
 
     metric = SegmentEvaluation.metric
+    options = (*DenseTask.options, "sliding")
+
+    def answer(self, settings: Settings, preprocess: Preprocess) -> Answer:
+        return partial(windows, size=preprocess.size) if settings.sliding else super().answer(settings, preprocess)
 
     def measure(
         self,
@@ -49,6 +57,31 @@ class Segment(DenseTask):
 
     def sections(self, evaluation: SegmentEvaluation) -> list[str]:
         return [dense_report.sections(evaluation)]
+
+
+def windows(
+    model: Model,
+    images: Tensor,
+    activations: Activations | None,
+    sizes: list[tuple[int, int]],
+    *,
+    size: tuple[int, int],
+) -> Tensor:
+    """Logits [B, K, H, W] of images [B, 3, H, W], which are no smaller than a window: the mean over windows of `size`
+    that overlap by a third or more (mmsegmentation's rule)."""
+    starts = [
+        sorted({min(start, side - window) for start in range(0, side, window - window // 3)})
+        for side, window in zip(images.shape[-2:], size, strict=True)
+    ]
+    total: Any = 0
+    counts = images.new_zeros(images.shape[-2:])
+    for top in starts[0]:
+        for left in starts[1]:
+            bottom, right = top + size[0], left + size[1]
+            logits = model(images[..., top:bottom, left:right]).float()
+            total = total + F.pad(logits, (left, images.shape[-1] - right, top, images.shape[-2] - bottom))
+            counts[top:bottom, left:right] += 1
+    return total / counts
 
 
 def _labels(answers: Iterable[tuple[Batch, Tensor]], pictures: DensePictures) -> Iterator[tuple[int, Tensor]]:

@@ -1,0 +1,339 @@
+"""Every method with every dense head, and the commands on tiny data sets of the dense tasks."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_backbone
+from helpers_cli import adapter_of, call, make_backbone, metrics_of, result_of, same
+from PIL import Image
+
+from vitgraft import adapter, heads
+from vitgraft import method as methods
+from vitgraft import task as tasks
+from vitgraft.data import Preprocess
+from vitgraft.data.masks import sample
+from vitgraft.model import build
+from vitgraft.tasks.segment import windows
+
+CLASSES = ("box", "disc")
+RCNN = {"width": 8, "hidden": 12, "samples": 16, "proposals": 20}
+SMALL = {
+    ("segment", "upernet"): {"width": 16, "auxiliary_width": 8},
+    ("segment", "fpn"): {"neck": 16, "width": 32},
+    ("segment", "linear"): {},
+    ("detect", "faster"): RCNN,
+    ("detect", "cascade"): RCNN,
+    ("instance", "mask"): RCNN,
+    ("instance", "cascade-mask"): RCNN,
+}
+DENSE = [(task, head) for task in tasks.names() if task != "classify" for head in heads.names(task)]
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return random_backbone("dinov2")  # whose patches are not those that dense pictures have
+
+
+def method_names():
+    return [name for name in methods.names() if not methods.find(name).missing()]
+
+
+def targets_of(task):
+    generator = torch.Generator().manual_seed(3)
+    if task == "segment":
+        masks = torch.randint(0, 3, (2, *SIZE), generator=generator, dtype=torch.uint8)
+        masks[:, :, 90:] = 255
+        return masks
+    target = {"boxes": torch.tensor([[4.0, 4.0, 60.0, 50.0], [30.0, 20.0, 90.0, 60.0]]), "labels": torch.tensor([1, 2])}
+    if task == "instance":
+        target["masks"] = torch.randint(0, 2, (2, *SIZE), generator=generator, dtype=torch.uint8)
+    nothing = {name: tensor[:0] for name, tensor in target.items()}
+    return [target, nothing]
+
+
+def flat(predictions):
+    if isinstance(predictions, torch.Tensor):
+        return [predictions]
+    return [tensor for each in predictions for tensor in each.values()]
+
+
+def test_every_dense_head_is_here():
+    assert set(SMALL) == set(DENSE)
+
+
+@pytest.mark.parametrize(("task", "head"), DENSE)
+@pytest.mark.parametrize("method", method_names())
+def test_every_method_trains_every_head_and_loads_again(method, task, head, backbone, tmp_path):
+    options = SMALL[task, head]
+    model = build(backbone, method, classes=3, task=task, head=head, head_options=options)
+    model.method.ready = True
+    images = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+    losses = model.train()(images, targets_of(task), sizes=[SIZE, (50, 70)])
+    assert all(loss.isfinite() for loss in losses.values())
+    optimizer = torch.optim.AdamW(model.trained().values(), lr=1e-3)
+    sum(losses.values()).backward()
+    assert [name for name, p in model.trained().items() if p.grad is None] == []
+    optimizer.step()
+
+    model.method.consolidate()
+    tensors = adapter.compact(model.state())
+    model.load_state(tensors)
+    header = {
+        "task": task,
+        "head": {"name": head, "options": options},
+        "method": method,
+        "arguments": model.method.arguments(),
+        "backbone": {"name": backbone.name, "source": "", "fingerprint": backbone.fingerprint},
+        "classes": ["a", "b", "c"],
+        "preprocess": Preprocess(SIZE, (0.5,) * 3, (0.5,) * 3, fit=True).to_dict(),
+    }
+    adapter.write(tmp_path / "adapter.safetensors", tensors, header)
+    again = adapter.load(tmp_path / "adapter.safetensors", backbone).model
+    with torch.no_grad():
+        expected, found = flat(model.eval()(images)), flat(again(images))
+    assert len(expected) == len(found) > 0
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_maps_lie_at_the_same_strides_for_every_patch():
+    for family, seen in (("cls", (64, 96)), ("dinov2", (56, 84))):
+        model = build(random_backbone(family), "lora", classes=2, task="segment", head="linear")
+        images = torch.randn(1, 3, *SIZE)
+        assert model.seen(images).shape[-2:] == seen
+        features = model.method.features(model.backbone, images, model.read(images))
+        assert [(stride, tuple(x.shape[-2:])) for stride, x in features.maps] == [(16.0, (4, 6))]
+        hst = build(random_backbone(family), "hst", classes=2, task="segment", head="fpn")
+        features = hst.method.features(hst.backbone, images, hst.read(images))
+        assert [stride for stride, _ in features.maps] == [4, 8, 16, 32]
+        assert hst.neck is None
+        assert hst.method.map_channels == (64, 128, 256, 384)
+
+
+def test_hst_for_dense_tasks_has_its_published_size():
+    """Spec of arXiv 2310.05393: widths 64 128 256 384 on ViT-B."""
+    backbone = random_backbone("cls", embed_dim=768, depth=12, num_heads=12)
+    made = methods.create("hst", dense=True)
+    made.attach(backbone)
+    assert made.size == 10_404_096
+
+
+# The commands
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """A backbone, and pictures of red boxes and blue discs in the layouts of the three tasks."""
+    folder = tmp_path_factory.mktemp("ground")
+    make_backbone(folder / "vit.safetensors", img_size=32, patch_size=8)
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 6), ("val", 3)):
+        images, annotations = [], []
+        for i in range(n):
+            h, w = (40, 56) if i % 2 else (64, 40)
+            pixels = rng.normal(120, 10, (h, w, 3))
+            mask = np.full((h, w), 255 if i == 0 else 2, dtype=np.uint8)
+            y, x = np.mgrid[:h, :w]
+            for label in range(2 if i % 3 else 1):
+                top, left, side = int(rng.integers(0, h - 20)), int(rng.integers(0, w - 20)), 18
+                inside = (y >= top) & (y < top + side) & (x >= left) & (x < left + side)
+                if label:
+                    inside &= np.hypot(y - top - 9, x - left - 9) < 9
+                pixels[inside] = (200, 40, 40) if label == 0 else (40, 40, 200)
+                mask[inside] = label
+                corners = [left, top, left + side, top, left + side, top + side, left, top + side]
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": i + 1,
+                        "category_id": label + 1,
+                        "bbox": [left, top, side, side],
+                        "area": side * side,
+                        "iscrowd": 0,
+                        "segmentation": [corners],
+                    }
+                )
+            for kind in ("segment", "objects"):
+                (folder / kind / "images" / split).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / kind / f"images/{split}/{i}.png")
+            (folder / "segment" / "masks" / split).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(folder / "segment" / f"masks/{split}/{i}.png")
+            images.append({"id": i + 1, "file_name": f"{i}.png", "width": w, "height": h})
+        categories = [{"id": k + 1, "name": name} for k, name in enumerate(CLASSES)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / "objects" / f"instances_{split}.json").write_text(json.dumps(content))
+    (folder / "segment" / "classes.txt").write_text("box\ndisc\nground\n")
+    return folder
+
+
+DATA = {"segment": "segment", "detect": "objects", "instance": "objects"}
+
+
+def words_of(ground, task, run, *more, head=None):
+    """A short fit with a small head, the task's first unless given; a later option wins over an earlier one."""
+    words = ["fit", ground / DATA[task], "--backbone", ground / "vit.safetensors", "--out", run, "--epochs", 2]
+    words += ["--image-size", 64, "--batch-size", 3, "--workers", 0, "--task", task, "--quiet"]
+    if head:
+        words += ["--head", head]
+    options = [f"{name}={value}" for name, value in SMALL[task, head or heads.names(task)[0]].items()]
+    return [*words, *(["--head-options", *options] if options else []), *more]
+
+
+@pytest.mark.parametrize("task", DATA)
+def test_fit_evaluate_predict(task, ground, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert call(*words_of(ground, task, run, "--method", "hst", "--detached", "--lr", "1e-3")) == 0
+    said = capsys.readouterr().out
+    result = result_of(run)
+    metric = tasks.find(task).metric
+    assert result["metric"] == metric
+    assert metric in said
+    assert 0 <= result["value"] <= 1
+    assert metrics_of(run)[-1]["val"] == pytest.approx(result["value"], abs=0.1)  # before the file's rounding
+    assert metric in (run / "report.html").read_text()
+
+    assert call("evaluate", run, ground / DATA[task], "--split", "val", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["value"] == result["value"]
+    assert call("evaluate", run, ground / DATA[task], "--split", "val") == 0
+    assert metric.split()[-1] in capsys.readouterr().out
+    assert call("info", run) == 0
+
+    capsys.readouterr()
+    pictures = sorted((ground / DATA[task] / "images" / "val").iterdir())
+    assert call("predict", run, *pictures, "--json", "--out", tmp_path / "drawn") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows == json.loads((tmp_path / "drawn" / "predictions.json").read_text())
+    assert {row["picture"] for row in rows} <= {str(picture) for picture in pictures}
+    assert all(row["category"] in (*CLASSES, "ground") for row in rows)
+    for picture in pictures:
+        with Image.open(tmp_path / "drawn" / f"{picture.stem}.jpg") as drawn:
+            assert drawn.width >= 40
+    assert call("predict", run, *pictures, "--out", tmp_path / "drawn") == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_a_segmenter_names_every_pixel(ground, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert call(*words_of(ground, "segment", run, "--method", "linear", "--epochs", 1)) == 0
+    capsys.readouterr()
+    assert call("predict", run, ground / "segment/images/val/0.png", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    everywhere = np.arange(64), np.arange(40)
+    masks = [sample(row["segmentation"], (64, 40), *everywhere) for row in rows]
+    assert np.array_equal(sum(mask.astype(int) for mask in masks), np.ones((64, 40)))
+
+
+class StopError(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("task", ["segment", "detect"])
+def test_a_stopped_fit_goes_on_exactly(task, ground, tmp_path, monkeypatch):
+    """The random views of an epoch depend on nothing that came before it."""
+    words = ["--method", "bitfit", "--epochs", 3, "--precision", "32"]
+    assert call(*words_of(ground, task, tmp_path / "plain", *words)) == 0
+    replace, times = os.replace, []
+
+    def stop(source, target):
+        times.append(str(target).endswith("metrics.jsonl"))
+        if sum(times) == 2:
+            raise StopError
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stop)
+        with pytest.raises(StopError):
+            call(*words_of(ground, task, tmp_path / "run", *words))
+    assert call(*words_of(ground, task, tmp_path / "run", *words, "--resume")) == 0
+    assert same(adapter_of(tmp_path / "run"), adapter_of(tmp_path / "plain"))
+
+
+def test_sct_chooses_its_channels_on_dense_pictures(ground, tmp_path):
+    words = words_of(ground, "segment", tmp_path / "run", "--method", "sct", "--epochs", 1, head="linear")
+    assert call(*words) == 0
+    chosen = [tensor for name, tensor in adapter_of(tmp_path / "run").items() if name.endswith("indices")]
+    assert len(chosen) == 4
+    assert any(not torch.equal(indices, torch.arange(len(indices))) for indices in chosen)
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "said"),
+    [
+        (
+            "segment",
+            ["--head", "mask"],
+            ["no head 'mask' for the task segment", "belongs to the task instance", "upernet"],
+        ),
+        ("segment", ["--image-size", 60], ["image size (60, 60)", "multiples of 32", "64"]),
+        ("segment", ["--label-smoothing", 0.1], ["label_smoothing is an option of the task classify", "leave it out"]),
+        ("segment", ["--jitter", 2, 0.5], ["jitter is 2.0 0.5", "0.5 2"]),
+        ("detect", ["--head-options", "sample=3"], ["no option 'sample'", "samples"]),
+        ("detect", ["--head-options", "samples"], ["'samples' is no option of a head", "NAME=VALUE"]),
+        ("detect", ["--task", "segment"], ["not arranged so", "masks/SPLIT"]),
+        ("segment", ["--task", "detection"], ["no task 'detection'", "detect"]),
+    ],
+)
+def test_bad_requests(task, words, said, ground, tmp_path, capsys):
+    assert call(*words_of(ground, task, tmp_path / "run"), *words) == 2
+    error = capsys.readouterr().err
+    assert all(part in error for part in said), error
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_task_is_recognised(ground, tmp_path):
+    words = words_of(ground, "segment", tmp_path / "run", "--epochs", 1, "--method", "linear")
+    at = words.index("--task")
+    del words[at : at + 2]
+    assert call(*words) == 0
+    assert result_of(tmp_path / "run")["task"] == "segment"
+
+
+def test_check_lists_what_is_wrong(ground, tmp_path, capsys):
+    assert call("check", ground / "segment") == 0
+    assert "no problem found" in capsys.readouterr().out
+    (ground / "segment" / "images" / "val" / "more.png").write_bytes(b"no picture")
+    try:
+        assert call("check", ground / "segment") == 1
+        streams = capsys.readouterr()
+        assert "more.png" in streams.out
+        assert "1 problem" in streams.err
+        assert call("check", ground / "segment", "--json") == 1
+        assert [row["file"] for row in json.loads(capsys.readouterr().out)]
+    finally:
+        (ground / "segment" / "images" / "val" / "more.png").unlink()
+
+
+def test_merge_is_for_classifiers(ground, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert call(*words_of(ground, "segment", run, "--method", "lora", "--epochs", 1, head="linear")) == 0
+    assert call("merge", run, "--out", tmp_path / "model.safetensors") == 2
+    assert "ends in a classifier" in capsys.readouterr().err
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_run_remembers_that_it_slides(ground, tmp_path, capsys):
+    assert call(*words_of(ground, "segment", tmp_path / "run", "--method", "linear", "--sliding", head="linear")) == 0
+    value = result_of(tmp_path / "run")["value"]
+    capsys.readouterr()
+    assert call("evaluate", tmp_path / "run", ground / "segment", "--split", "val", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["value"] == value
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 160), (64, 64)])
+def test_windows_average_what_the_model_says_of_each(size):
+    """Against pixels that know their place: a model that answers with them is given them back."""
+
+    class Echo:
+        def __call__(self, images):
+            seen.append(images.shape[-2:])
+            return images[:, :2] * 2
+
+    seen = []
+    images = torch.randn(2, 3, *size)
+    found = windows(Echo(), images, None, [], size=(64, 64))
+    torch.testing.assert_close(found, images[:, :2] * 2)
+    assert set(seen) == {(64, 64)}
+    assert len(seen) == {(64, 96): 2, (96, 160): 8, (64, 64): 1}[size]
