@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -165,6 +166,12 @@ def _run(words: list[str], log: Path, prepare: Callable | None, given: tuple, en
     if prepare:
         prepare(*given)
     sys.exit(cli.main(words))
+
+
+def free_port() -> int:
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        return asked.getsockname()[1]
 
 
 def wait_for(there: Callable[[], bool], seconds: float = 120) -> None:

@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from helpers_cli import (
     environment,
     fit,
     fit_words,
+    free_port,
     make_ground,
     metrics_of,
     result_of,
@@ -219,12 +219,6 @@ def compare(one, two):
     assert [r["loss"] for r in metrics_of(one)] == pytest.approx([r["loss"] for r in metrics_of(two)], abs=2e-6)
     assert [r["val"] for r in metrics_of(one)] == [r["val"] for r in metrics_of(two)]
     assert result_of(one)["value"] == result_of(two)["value"]
-
-
-def free_port():
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return asked.getsockname()[1]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_backbone
-from helpers_cli import adapter_of, call, make_backbone, metrics_of, result_of, same
+from helpers_cli import adapter_of, call, free_port, make_backbone, metrics_of, result_of, same, start
 from PIL import Image
 
 from vitgraft import adapter, heads
@@ -16,7 +16,7 @@ from vitgraft import task as tasks
 from vitgraft.data import Preprocess
 from vitgraft.data.masks import sample
 from vitgraft.model import build
-from vitgraft.tasks.segment import windows
+from vitgraft.tasks.segment import highest, windows
 
 CLASSES = ("box", "disc")
 RCNN = {"width": 8, "hidden": 12, "samples": 16, "proposals": 20}
@@ -224,6 +224,26 @@ def test_a_segmenter_names_every_pixel(ground, tmp_path, capsys):
     everywhere = np.arange(64), np.arange(40)
     masks = [sample(row["segmentation"], (64, 40), *everywhere) for row in rows]
     assert np.array_equal(sum(mask.astype(int) for mask in masks), np.ones((64, 40)))
+
+
+def test_the_highest_of_many_classes_in_little_memory():
+    logits = torch.randn(7, 5, 6, generator=torch.Generator().manual_seed(0)).round()  # with ties: the first one counts
+    whole = torch.nn.functional.interpolate(logits[None], (20, 18), mode="bilinear")[0].argmax(0)
+    for most in (1, 720, 1100, 10**6):
+        assert torch.equal(highest(logits, (20, 18), most), whole)
+
+
+@pytest.mark.parametrize("task", DATA)
+def test_two_processes_measure_what_one_does(task, ground, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = [*words_of(ground, task, run, "--method", "bitfit", "--batch-size", 2), "--devices", 2]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
+    others = [
+        start([str(w) for w in words], tmp_path / f"log{rank}", **shared, LOCAL_RANK=str(rank)) for rank in (0, 1)
+    ]
+    assert [other.ends() for other in others] == [0, 0], [other.said() for other in others]
+    assert call("evaluate", run, ground / DATA[task], "--split", "val", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["value"] == result_of(run)["value"]
 
 
 class StopError(BaseException):

@@ -88,8 +88,24 @@ def _labels(answers: Iterable[tuple[Batch, Tensor]], pictures: DensePictures) ->
     """Each picture's index and the class of each of its file's pixels, int64 [H, W]."""
     for batch, logits in answers:
         for i, each, (h, w) in zip(batch.indices.tolist(), logits.float(), batch.sizes, strict=True):
-            whole = F.interpolate(each[None, :, :h, :w], pictures.sizes[i], mode="bilinear", align_corners=False)
-            yield i, whole[0].argmax(0).cpu()
+            yield i, highest(each[:, :h, :w], pictures.sizes[i]).cpu()
+
+
+def highest(logits: Tensor, size: tuple[int, int], most: int = 1 << 26) -> Tensor:
+    """The class with the highest of `logits` [K, h, w] at each pixel of `size`, int64.
+
+    most: numbers at once, because 150 classes at the size of a camera's picture would fill the memory.
+    """
+    step = max(1, most // (size[0] * size[1]))
+    for first in range(0, len(logits), step):
+        part = F.interpolate(logits[None, first : first + step], size, mode="bilinear", align_corners=False)[0]
+        values, labels = part.max(0)
+        if first == 0:
+            best, found = values, labels
+            continue
+        better = values > best
+        best, found = torch.where(better, values, best), torch.where(better, labels + first, found)
+    return found
 
 
 def _prediction(i: int, path: str, mask: np.ndarray, classes: tuple[str, ...]) -> Prediction:
