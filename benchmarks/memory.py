@@ -1,0 +1,69 @@
+"""What one training step and one prediction take at a picture size: time, bytes kept for backward, peak memory.
+
+    python -m benchmarks.memory --task instance --head mask --method hst --image-size 800 1344 --json memory.json
+
+One contender a process, because the peak is the process's. Random weights, one random picture with a few objects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from benchmarks.machine import machine
+from vitgraft import Backbone, build, cost
+from vitgraft.weights import Loaded
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="vit_small_patch16_224", help="a timm name; its tensors are random here")
+    parser.add_argument("--task", default="segment")
+    parser.add_argument("--head")
+    parser.add_argument("--method", default="hst")
+    parser.add_argument("--detached", action="store_true")
+    parser.add_argument("--image-size", type=int, nargs=2, default=[512, 512], metavar=("H", "W"))
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+
+    vit = timm.create_model(given.model, num_classes=0, dynamic_img_size=True).eval()
+    backbone = Backbone(Loaded(vit, given.model, "random", given.model, (0.5,) * 3, (0.5,) * 3, "bicubic", (224, 224)))
+    arguments = {"detached": True} if given.detached else {}
+    model = build(backbone, given.method, classes=80, task=given.task, head=given.head, **arguments)
+    H, W = given.image_size
+    images, targets = torch.randn(given.batch_size, 3, H, W), truth(given.task, given.batch_size, H, W)
+    found: dict[str, Any] = {"bytes_kept_for_backward": cost.kept_bytes(model.train(), images, targets)}
+    begun = time.perf_counter()
+    losses: Any = model(images, targets)
+    sum(losses.values()).backward()
+    found["seconds_of_a_training_step"] = time.perf_counter() - begun
+    begun = time.perf_counter()
+    with torch.no_grad():
+        model.eval()(images)
+    found["seconds_of_a_prediction"] = time.perf_counter() - begun
+    found["peak_memory_bytes"] = cost.peak_memory(torch.device("cpu"))
+    print(json.dumps(found, indent=1))
+    if given.json:
+        settings = {name: str(value) for name, value in vars(given).items()}
+        given.json.write_text(json.dumps({"settings": settings, "machine": machine(), **found}, indent=1) + "\n")
+
+
+def truth(task: str, B: int, H: int, W: int) -> Any:
+    if task == "segment":
+        return torch.randint(0, 80, (B, H, W), dtype=torch.uint8)
+    boxes = torch.tensor([[0.1 * W, 0.1 * H, 0.4 * W, 0.6 * H], [0.5 * W, 0.3 * H, 0.9 * W, 0.9 * H]])
+    target = {"boxes": boxes, "labels": torch.tensor([3, 7])}
+    if task == "instance":
+        target["masks"] = torch.ones(2, H, W, dtype=torch.uint8)
+    return [target] * B
+
+
+if __name__ == "__main__":
+    main()
