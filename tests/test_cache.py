@@ -7,6 +7,7 @@ from lightning_fabric import Fabric
 
 from vitgraft.cache import ActivationStore, activation_store, recall
 from vitgraft.model import build
+from vitgraft.settings import Settings
 
 
 @pytest.fixture
@@ -104,9 +105,10 @@ def test_what_is_handed_out_is_not_the_store(model):
 )
 def test_the_store_has_the_precision_of_the_run(precision, dtype):
     backbone, fabric = random_backbone(), Fabric(accelerator="cpu", devices=1, precision=precision)
-    store = activation_store(build(backbone, "linear", classes=3), 7, 0.5, fabric)
+    given = ([None] * 7, backbone.preprocess(), Settings(memory=0.5), fabric)
+    store = activation_store(build(backbone, "linear", classes=3), *given)
     assert (store.n, store.limit, store.dtype) == (7, 2**29, dtype)
-    assert activation_store(build(backbone, "hst", classes=3), 7, 0.5, fabric) is None  # gradients cross the backbone
+    assert activation_store(build(backbone, "hst", classes=3), *given) is None  # gradients cross the backbone
 
 
 @pytest.mark.parametrize("method", ["linear", "hst"])

@@ -6,13 +6,19 @@ For a method whose gradients do not cross the backbone, the pass through it is a
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from .data import Preprocess
 from .features import Activations
 from .model import Model
+from .settings import Settings
+from .shelf import DTYPE, Shelf, picture_digests
+from .task import Loaded
+from .weights import cache_folder
 
 
 class ActivationStore:
@@ -47,24 +53,58 @@ class ActivationStore:
             kept[indices] = value
         self._seen[indices] = True
 
+    def write(self) -> None:
+        """Nothing outlives the process."""
 
-def activation_store(model: Model, n: int, gib: float, fabric: Fabric) -> ActivationStore | None:
-    """Room for the activations of n pictures, at most `gib` GiB, in the precision of the run.
+
+class Store(Protocol):
+    """Gives the activations of pictures, and has them computed where it does not have them."""
+
+    def get(self, indices: Tensor, compute: Callable[[], Activations]) -> Activations: ...
+    def write(self) -> None:
+        """Makes sure that what was computed is where it stays."""
+        ...
+
+
+def activation_store(
+    model: Model, pictures: Loaded, preprocess: Preprocess, settings: Settings, fabric: Fabric, *, keep: bool = True
+) -> Store | None:
+    """Room for the activations of the pictures: in memory in the precision of the run, or on disk in bf16, as the
+    settings say. keep: False only rounds, as either of them would.
 
     None where gradients cross the backbone: what it gives then changes with every step; and in the dense tasks, where a
     picture is another one in every epoch.
     """
     if model.method.crosses_backbone or model.head.levels:
         return None
+    precision = fabric._precision.precision
+    if keep and settings.cache:
+        images = torch.zeros(1, 3, *preprocess.size, device=fabric.device, dtype=next(model.head.parameters()).dtype)
+        with torch.no_grad(), fabric.autocast():
+            one = model.read(images)
+        backbone = model.backbone
+        way = {
+            "backbone": backbone.fingerprint,
+            "architecture": backbone.architecture,
+            "arguments": backbone.timm_arguments,
+            "preprocess": str(preprocess),
+            "taps": sorted(model.method.contacts.taps),
+            "precision": precision,
+        }
+        root = cache_folder() / "activations"
+        return Shelf(root, way, picture_digests(pictures.paths), one, int(settings.cache_size * 2**30))
     kinds = {"bf16-mixed": torch.bfloat16, "64-true": torch.float64}
-    return ActivationStore(n, int(gib * 2**30), kinds.get(fabric._precision.precision, torch.float32))
+    dtype = DTYPE if settings.cache else kinds.get(precision, torch.float32)
+    return ActivationStore(len(pictures), int(settings.memory * 2**30) if keep else 0, dtype)
 
 
-def recall(model: Model, store: ActivationStore | None, indices: Tensor, images: Tensor) -> Activations | None:
+def recall(model: Model, store: Store | None, indices: Tensor, images: Tensor) -> Activations | None:
     """The activations of the pictures `indices` from the store; without one None, so that the model makes its own."""
     if store is None:
         return None
-    return store.get(indices, lambda: model.read(images))
+    found = store.get(indices, lambda: model.read(images))
+    dtype = found.tokens.dtype if torch.is_autocast_enabled(images.device.type) else images.dtype
+    return _map(found, lambda t: t.to(images.device, dtype))
 
 
 def _tensors(a: Activations) -> list[Tensor]:

@@ -133,7 +133,7 @@ def _flag(name: str) -> str:
 def _kind(setting: Any) -> dict[str, Any]:
     if setting.name == "image_size":
         return {"type": int, "nargs": "+", "metavar": "PIXELS"}
-    if setting.name == "sliding":
+    if setting.type == "bool":
         return {"action": "store_true"}
     if setting.name == "jitter":
         return {"type": float, "nargs": 2, "metavar": ("LEAST", "MOST")}

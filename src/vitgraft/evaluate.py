@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from .cache import ActivationStore, recall
+from .cache import Store, recall
 from .data import Batch, Preprocess
 from .model import Model
 from .task import Answer, Loaded
@@ -22,7 +22,7 @@ def answers(
     ask: Answer,
     *,
     batch_size: int = 64,
-    store: ActivationStore | None = None,
+    store: Store | None = None,
 ) -> Iterator[tuple[Batch, Any]]:
     """Every picture once, without augmentation: the batch, on the device, and the head's predictions. Each process has
     its own share of the pictures."""
@@ -35,3 +35,5 @@ def answers(
             images = preprocess.normalise(batch.pixels).to(dtype)
             activations = recall(model, store, batch.indices, images)
             yield batch, ask(model, images, activations, batch.sizes)
+    if store is not None:
+        store.write()

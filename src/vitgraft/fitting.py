@@ -31,7 +31,7 @@ from .task import Evaluation, Loaded, Task
 from .training import Checkpoint, Progress, fabric, resolved_precision, train
 
 FILES = ("adapter.safetensors", "result.json", "metrics.jsonl", "report.html", "checkpoint.safetensors")
-FREE = ("workers", "memory")  # what may differ when a run is continued, because no result depends on it
+FREE = ("workers", "memory", "cache_size")  # what may differ when a run is continued, because no result depends on it
 
 
 def fit(
@@ -131,7 +131,7 @@ class _Fitting:
         epochs, note = self.settings.epochs, ""
         validation = None
         if self.eval_pictures is not None:
-            validation = activation_store(self.model, len(self.eval_pictures), self.settings.memory, self.fabric)
+            validation = activation_store(self.model, self.eval_pictures, self.preprocess, self.settings, self.fabric)
 
         def title(epoch: int) -> str:
             return f"{self.asked['method']:9} epoch {epoch:{len(str(epochs))}}/{epochs}"

@@ -129,7 +129,7 @@ class Run:
         show.skipped(pictures.skipped)
         used = fabric(settings)
         used.setup_module(model.float())  # to the device, in the precision
-        store = activation_store(model, len(pictures), 0, used)
+        store = activation_store(model, pictures, preprocess, settings, used, keep=False)
         ask = self.task.answer(settings, preprocess)
         given = answers(model, pictures, preprocess, used, ask, batch_size=settings.batch_size, store=store)
         return pictures, given, used

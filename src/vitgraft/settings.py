@@ -39,10 +39,22 @@ class Settings:
     eval_split: str | None = _option(None, "split to measure at the end; default: val, if it is not trained on")
     devices: int = _option(1, "processes, one per device")
     workers: int = _option(2, "processes that decode pictures")
+    cache: bool = _option(
+        False, "keep a frozen backbone's activations on disk in bf16, for other fits too (not where gradients cross it)"
+    )
+    cache_size: float = _option(20.0, "GiB that all activations on disk may take")
     memory: float = _option(4.0, "GiB for decoded pictures, and as much again for kept activations")
 
     def __post_init__(self) -> None:
-        least = {"epochs": 1, "batch_size": 1, "devices": 1, "workers": 0, "weight_decay": 0, "memory": 0}
+        least = {
+            "epochs": 1,
+            "batch_size": 1,
+            "devices": 1,
+            "workers": 0,
+            "weight_decay": 0,
+            "memory": 0,
+            "cache_size": 0,
+        }
         for name, low in least.items():
             if not low <= getattr(self, name) < math.inf:
                 raise RequestError(f"{name} is {getattr(self, name)}, but must be at least {low}: give another value.")

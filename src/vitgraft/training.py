@@ -142,7 +142,7 @@ def train(
         _calibrate(model, pictures, preprocess, settings, fabric, on_calibrate)
         if fabric.is_global_zero:
             checkpoint.save(model, optimizer, progress)
-    store = activation_store(model, len(pictures), settings.memory, fabric)
+    store = activation_store(model, pictures, preprocess, settings, fabric)
     for epoch in range(progress.epoch, settings.epochs):
         begun = time.perf_counter()
         torch.manual_seed(settings.seed * 1_000_003 + epoch * 1009 + rank)
@@ -174,6 +174,8 @@ def train(
                 on_step(progress, steps, float(losses[-1]))
         _check_finite(losses[checked:], progress.step)
         _check_tensors(model, progress.step)
+        if store is not None:
+            store.write()
         progress.epoch = epoch + 1
         progress.seconds += time.perf_counter() - begun
         record = {"epoch": progress.epoch, "step": progress.step, "loss": round(float(torch.stack(losses).mean()), 6)}

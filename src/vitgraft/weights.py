@@ -267,11 +267,14 @@ def _three_numbers(value: Any) -> bool:
 # Our cache
 
 
-def _cache_file(name: str) -> Path:
+def cache_folder() -> Path:
     """$VITGRAFT_CACHE, else vitgraft/ in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = os.environ.get("VITGRAFT_CACHE") or f"{base}/vitgraft"
-    return Path(folder).expanduser() / f"{name}.safetensors"
+    return Path(os.environ.get("VITGRAFT_CACHE") or f"{base}/vitgraft").expanduser()
+
+
+def _cache_file(name: str) -> Path:
+    return cache_folder() / f"{name}.safetensors"
 
 
 def _from_cache(name: str, vit: VisionTransformer, say: Say) -> Loaded:
