@@ -46,15 +46,8 @@ class Settings:
     memory: float = _option(4.0, "GiB for decoded pictures, and as much again for kept activations")
 
     def __post_init__(self) -> None:
-        least = {
-            "epochs": 1,
-            "batch_size": 1,
-            "devices": 1,
-            "workers": 0,
-            "weight_decay": 0,
-            "memory": 0,
-            "cache_size": 0,
-        }
+        least = dict.fromkeys(("workers", "weight_decay", "memory", "cache_size"), 0)
+        least |= dict.fromkeys(("epochs", "batch_size", "devices"), 1)
         for name, low in least.items():
             if not low <= getattr(self, name) < math.inf:
                 raise RequestError(f"{name} is {getattr(self, name)}, but must be at least {low}: give another value.")

@@ -1,10 +1,10 @@
 """Activations of a frozen backbone on disk, for every fit that reads the same pictures in the same way.
 
 One folder per way of reading: the backbone's tensors and architecture, the preprocessing, the taps, the precision of
-the pass. In it are parts, safetensors files that hold the activations of some pictures in bf16 and their digests; each is
-written whole or not at all under a name of its own, so any number of processes share a shelf, and a kill loses only what
-was not written yet. Parts are mapped into memory, not read. A picture is known by the digest of its file's bytes, and a
-backbone by its fingerprint: nothing that has changed is ever found.
+the pass. In it are parts, safetensors files that hold the activations of some pictures in bf16 and their digests; each
+is written whole or not at all under a name of its own, so any number of processes share a shelf, and a kill loses only
+what was not written yet. Parts are mapped into memory, not read. A picture is known by the digest of its file's bytes,
+and a backbone by its fingerprint: nothing that has changed is ever found.
 """
 
 from __future__ import annotations
