@@ -36,7 +36,6 @@ class DenseTask(Task):
 
     # The optimiser of the published baselines (ViT-Adapter's configurations, whose parameter totals HST's tables have).
     recipe: ClassVar[dict[str, Any]] = {"lr": 1e-4, "weight_decay": 0.05, "batch_size": 8, "jitter": (0.5, 2.0)}
-    options: ClassVar[tuple[str, ...]] = ("jitter",)
     canvas = (512, 512)
 
     def read(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -288,12 +288,13 @@ class _Fitting:
 def _sort_options(task: Task, method: str, dense: bool, options: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
     """Options into settings of the fit and arguments of the method; what belongs to neither is a RequestError."""
     cls = methods.find(method)
-    for other in tasks.names():
-        for name in set(tasks.find(other).options) - set(task.options):
-            if options.get(name):
-                raise RequestError(
-                    f"{name} is an option of the task {other}, but this one is {task.name()}: leave it out."
-                )
+    for setting in fields(Settings):
+        owners = setting.metadata["tasks"]
+        if owners and task.name() not in owners and options.get(setting.name):
+            raise RequestError(
+                f"{setting.name} is an option of the task {' or '.join(owners)}, but this one is {task.name()}: leave it "
+                "out."
+            )
     given = {name: value for name, value in options.items() if name in Settings.names()}
     arguments = {name: value for name, value in options.items() if name not in given}
     unknown = [name for name in arguments if name not in cls.defaults()]

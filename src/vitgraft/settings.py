@@ -11,8 +11,14 @@ from .errors import RequestError, near_misses
 PRECISIONS = ("auto", "bf16", "32", "64")
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+DENSE = ("segment", "detect", "instance")
+
+
+def _option(default: Any, text: str, tasks: tuple[str, ...] = ()) -> Any:
+    """tasks: those that have the setting, if not all do."""
+    return field(
+        default=default, metadata={"help": text + (f"; {', '.join(tasks)} only" if tasks else ""), "tasks": tasks}
+    )
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,11 @@ class Settings:
     )
     warmup: float = _option(0.1, "share of all steps in which the learning rate grows")
     drop_path: float = _option(0.0, "stochastic depth at the last block")
-    label_smoothing: float = _option(0.0, "of the cross entropy; classification only")
+    label_smoothing: float = _option(0.0, "of the cross entropy", ("classify",))
     jitter: tuple[float, float] | None = _option(
-        None, "range of a training picture's random scale, two numbers; dense tasks only (default there: 0.5 2)"
+        None, "least and most of a training picture's random scale (default: 0.5 2)", DENSE
     )
-    sliding: bool = _option(False, "segment only: measure and predict in overlapping windows of image_size")
+    sliding: bool = _option(False, "measure and predict in overlapping windows of image_size", ("segment",))
     precision: str = _option("auto", "auto (bf16 where the processor has it), bf16, 32 or 64")
     seed: int = _option(0, "of the initial tensors, the order of the pictures, and a split that is made")
     train_split: str = _option("train", "split to train on, for example train+val")

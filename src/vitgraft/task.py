@@ -97,7 +97,6 @@ class Task:
 
     metric: ClassVar[str] = ""
     recipe: ClassVar[dict[str, Any]] = {}  # settings of the fit whose default differs from the general one
-    options: ClassVar[tuple[str, ...]] = ()  # settings that not every task has
 
     @classmethod
     def name(cls) -> str:

@@ -22,7 +22,6 @@ class Classify(Task):
     """Pictures are resized to one size, whatever their shape; the head is linear."""
 
     metric = Evaluation.metric
-    options = ("label_smoothing",)
 
     def read(
         self, root: Path, *, seed: int = 0, classes: Sequence[str] | None = None, skip_bad: bool = False

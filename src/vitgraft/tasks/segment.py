@@ -30,7 +30,6 @@ class Segment(DenseTask):
     """Measured in the pixels of the mask files: logits are resized to them, never the masks to the logits."""
 
     metric = SegmentEvaluation.metric
-    options = (*DenseTask.options, "sliding")
 
     def answer(self, settings: Settings, preprocess: Preprocess) -> Answer:
         return partial(windows, size=preprocess.size) if settings.sliding else super().answer(settings, preprocess)
