@@ -1,0 +1,81 @@
+"""A table as text, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from .reading import Row, Spread, Table
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}
+
+
+def _words(spread: Spread | None, digits: int, between: str) -> str:
+    """Per cent: 81.2, or 81.2±0.3 over several seeds."""
+    if spread is None:
+        return "-"
+    deviation = spread.deviation
+    return f"{100 * spread.mean:.{digits}f}" + ("" if deviation is None else f"{between}{100 * deviation:.{digits}f}")
+
+
+def _head(table: Table) -> list[str]:
+    tasks = [task.name for task in table.suite.tasks]
+    return ["method", "params (M)", "with head (M)", *tasks, f"mean of {len(tasks)}", "mean of groups"]
+
+
+def _line(row: Row, between: str) -> list[str]:
+    tasks = [_words(row.tasks.get(task.name), 1, between) for task in row.suite.tasks]
+    averages = [_words(row.mean, 2, between), _words(row.mean_of_groups, 2, between)]
+    return [row.label, f"{row.parameters / 1e6:.3f}", f"{row.parameters_with_head / 1e6:.3f}", *tasks, *averages]
+
+
+def text(table: Table) -> str:
+    """For a terminal: per cent, mean ± standard deviation over seeds, and the notes below."""
+    lines = [_head(table), *(_line(row, "±") for row in table.rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    head = f"{table.suite.title}; protocol {table.protocol}; {table.backbone}"
+    return "\n".join([head, "", *(_aligned(line, widths) for line in lines), *(f"* {note}" for note in table.notes)])
+
+
+def _aligned(words: Sequence[str], widths: Sequence[int]) -> str:
+    first, *rest = words
+    return "  ".join([first.ljust(widths[0]), *(w.rjust(n) for w, n in zip(rest, widths[1:], strict=True))]).rstrip()
+
+
+def comma_separated(table: Table) -> str:
+    """CSV, one line for each method and task, then its two averages: values 0..1 unrounded, memory in bytes."""
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    columns = ("method", "task", "group", "mean", "deviation", "seeds", "values")
+    writer.writerow([*columns, "parameters", "parameters_with_head", "memory", "seconds"])
+    for row in table.rows:
+        costs = [row.parameters, row.parameters_with_head, row.memory, row.seconds]
+        cells = [(task.name, task.group, row.tasks.get(task.name)) for task in table.suite.tasks]
+        cells += [(f"mean of {len(cells)}", "", row.mean), ("mean of groups", "", row.mean_of_groups)]
+        for name, group, spread in cells:
+            values = spread.values if spread else {}
+            mean, deviation = (spread.mean, spread.deviation) if spread else (None, None)
+            listed = [" ".join(map(str, values)), " ".join(map(str, values.values()))]
+            writer.writerow([row.label, name, group, mean, deviation, *listed, *costs])
+    return written.getvalue()
+
+
+def latex(table: Table) -> str:
+    """A tabular for the package booktabs, in per cent; the notes as comments."""
+    head = " & ".join(map(_escaped, _head(table)))
+    lines = [" & ".join(map(_escaped, _line(row, "±"))).replace("±", r" $\pm$ ") for row in table.rows]
+    comments = [f"% {note}" for note in (f"protocol {table.protocol}, {table.backbone}", *table.notes)]
+    columns = "l" + "r" * (len(_head(table)) - 1)
+    body = [rf"{line} \\" for line in (head, *lines)]
+    parts = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", body[0], r"\midrule", *body[1:]]
+    return "\n".join([*comments, *parts, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _escaped(word: str) -> str:
+    return "".join(_LATEX.get(sign, sign) for sign in word)
