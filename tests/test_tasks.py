@@ -288,7 +288,7 @@ def test_sct_chooses_its_channels_on_dense_pictures(ground, tmp_path):
             ["no head 'mask' for the task segment", "belongs to the task instance", "upernet"],
         ),
         ("segment", ["--image-size", 60], ["image size (60, 60)", "multiples of 32", "64"]),
-        ("segment", ["--label-smoothing", 0.1], ["label_smoothing is an option of the task classify", "leave it out"]),
+        ("segment", ["--label-smoothing", 0.1], ["label_smoothing is for the task classify", "leave it out"]),
         ("segment", ["--jitter", 2, 0.5], ["jitter is 2.0 0.5", "0.5 2"]),
         ("detect", ["--head-options", "sample=3"], ["no option 'sample'", "samples"]),
         ("detect", ["--head-options", "samples"], ["'samples' is no option of a head", "NAME=VALUE"]),

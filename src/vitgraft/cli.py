@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .method import Method
 
 BACKBONE = "vit_base_patch16_224"
+BENCH = "methods x tasks x seeds as one resumable grid, and its table"
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,8 +28,8 @@ class Parser(argparse.ArgumentParser):
         raise RequestError(f"{message[0].upper()}{message[1:]}: see `{self.prog} --help`.")
 
 
-def parser(method: type[Method] | None = None) -> argparse.ArgumentParser:
-    """All commands; `fit` has the options of `method` too, if one is given."""
+def parser(method: type[Method] | None = None, *, with_bench: bool = False) -> argparse.ArgumentParser:
+    """All commands; `fit` has the options of `method` too, if one is given, and `bench` its own if they are wanted."""
     main = Parser(prog="vitgraft", description="Adapt one frozen, pre-trained Vision Transformer to your own pictures.")
     main.add_argument("--version", action="version", version=f"vitgraft {__version__}")
     commands = main.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
@@ -63,6 +64,13 @@ def parser(method: type[Method] | None = None) -> argparse.ArgumentParser:
     methods = _command(commands, "methods", _methods, "the methods there are, or one of them with its options")
     methods.add_argument("name", metavar="NAME", nargs="?")
     methods.add_argument("--json", action="store_true", help="JSON on standard output")
+
+    if with_bench:
+        from .bench import command as bench
+
+        bench.arguments(_command(commands, "bench", bench.command, BENCH))
+    else:  # its options come from data files, which `vitgraft --help` need not read
+        commands.add_parser("bench", help=BENCH, add_help=False)
 
     demo = _command(commands, "demo", _demo, "a real backbone on real pictures, in a few minutes")
     demo.add_argument("--out", default="vitgraft-demo", help="folder to make (default: vitgraft-demo)")
@@ -149,14 +157,15 @@ def _run_argument(command: argparse.ArgumentParser) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command; a word that nobody knows is a RequestError."""
-    given, rest = parser().parse_known_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    given, rest = parser(with_bench="bench" in words).parse_known_args(words)
     about = f"see `{given.parser.prog} --help`"
     owners: list[str] = []
     if given.command == "fit":
         from . import method as methods
 
         found = methods.find(given.method)
-        given, rest = parser(found).parse_known_args(arguments)
+        given, rest = parser(found).parse_known_args(words)
         about += f" and `vitgraft methods {given.method}`"
         name = rest[0].partition("=")[0].lstrip("-").replace("-", "_") if rest else ""
         owners = [other for other in methods.names() if name in methods.find(other).defaults()]

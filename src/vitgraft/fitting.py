@@ -59,7 +59,7 @@ def fit(
     kind = tasks.find(task or recognise(root))
     task, head = kind.name(), head or heads.names(kind.name())[0]
     dense = heads.find(task, head).levels > 0
-    settings, arguments = _sort_options(kind, method, dense, options)
+    settings, arguments = sort_options(kind, method, dense, options)
     found = kind.read(Path(root), seed=settings.seed, skip_bad=skip_bad)
     found.split(settings.train_split)  # an unknown split is said before anything is loaded
     settings = replace(settings, eval_split=settings.eval_split or _validation(found, settings.train_split))
@@ -285,15 +285,14 @@ class _Fitting:
         write_json(self.out / "result.json", result)
 
 
-def _sort_options(task: Task, method: str, dense: bool, options: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
+def sort_options(task: Task, method: str, dense: bool, options: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
     """Options into settings of the fit and arguments of the method; what belongs to neither is a RequestError."""
     cls = methods.find(method)
     for setting in fields(Settings):
         owners = setting.metadata["tasks"]
         if owners and task.name() not in owners and options.get(setting.name):
             raise RequestError(
-                f"{setting.name} is an option of the task {' or '.join(owners)}, but this one is {task.name()}: leave it "
-                "out."
+                f"{setting.name} is for the task {' or '.join(owners)}, but this one is {task.name()}: leave it out."
             )
     given = {name: value for name, value in options.items() if name in Settings.names()}
     arguments = {name: value for name, value in options.items() if name not in given}
