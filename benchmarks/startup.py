@@ -1,6 +1,6 @@
 """How long a user waits before anything happens: seconds above a bare interpreter, median of interleaved starts.
 
-    python -m benchmarks.startup --repeat 9 --json startup.json
+python -m benchmarks.startup --repeat 9 --json startup.json
 """
 
 from __future__ import annotations
