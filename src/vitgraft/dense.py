@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 
+from . import dense_report
 from .backbone import Backbone
-from .data import BadPicture, Preprocess, open_picture
+from .data import BadPicture, Batch, Preprocess, open_picture
 from .data.augment import Augment
 from .data.batch import DenseSet, DenseSplit
 from .data.dense import DensePictures
 from .data.objects import Objects
 from .data.recognise import read_dense
 from .settings import Settings
-from .task import Task
+from .task import Evaluation, Task
 
 
 class Scores(Protocol):
     """What one process has counted; `merge` adds what another one has."""
 
     def merge(self, other: Any) -> None: ...
-
-
-Counted = TypeVar("Counted", bound=Scores)
+    def evaluation(self, split: str, classes: Sequence[str], paths: Sequence[str]) -> Any: ...
 
 
 class DenseTask(Task):
@@ -76,16 +75,41 @@ class DenseTask(Task):
             progress=progress,
         )
 
+    def count(self, answers: Iterable[tuple[Batch, Any]], pictures: DensePictures, classes: tuple) -> Scores:
+        """What this process counts of its share of the answers."""
+        raise NotImplementedError
 
-def gathered(scores: Counted, fabric: Fabric) -> Counted:
-    """What all processes have counted, in each of them."""
+    def measure(
+        self,
+        answers: Iterable[tuple[Batch, Any]],
+        pictures: DensePictures,
+        fabric: Fabric,
+        *,
+        split: str,
+        classes: tuple,
+    ) -> Evaluation:
+        scores = self.count(answers, pictures, classes)
+        _gather(scores, fabric)
+        return scores.evaluation(split, classes, [str(path) for path in pictures.paths])
+
+    def sections(self, evaluation: Any) -> list[str]:
+        return [dense_report.sections(evaluation)]
+
+
+def each_picture(answers: Iterable[tuple[Batch, Any]]) -> Iterator[tuple[int, Any, tuple[int, int]]]:
+    """For every picture its index, its prediction, and its (h, w) inside the padding."""
+    for batch, predictions in answers:
+        yield from zip(batch.indices.tolist(), predictions, batch.sizes, strict=True)
+
+
+def _gather(scores: Scores, fabric: Fabric) -> None:
+    """Adds what the other processes have counted."""
     if fabric.world_size > 1:
         everyone: list[Any] = [None] * fabric.world_size
         torch.distributed.all_gather_object(everyone, scores)
         for rank, other in enumerate(everyone):
             if rank != fabric.global_rank:
                 scores.merge(other)
-    return scores
 
 
 def _nothing(path: Path) -> Objects:

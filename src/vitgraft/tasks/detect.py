@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
-from lightning_fabric import Fabric
 from PIL import Image
 
-from .. import dense_report
 from ..coco import results
 from ..data import Batch, open_picture
 from ..data.dense import DensePictures
-from ..dense import DenseTask, gathered
-from ..detection import DetectEvaluation, DetectScores
+from ..dense import DenseTask, each_picture
+from ..detection import DetectScores
 from ..drawing import draw_objects, found_shapes
 from ..task import Prediction
 
@@ -26,30 +24,17 @@ class Detect(DenseTask):
     metric = "box AP"
     masks: ClassVar[bool] = False
 
-    def measure(
-        self,
-        answers: Iterable[tuple[Batch, Any]],
-        pictures: DensePictures,
-        fabric: Fabric,
-        *,
-        split: str,
-        classes: tuple,
-    ) -> DetectEvaluation:
+    def count(self, answers: Iterable[tuple[Batch, Any]], pictures: DensePictures, classes: tuple) -> DetectScores:
         scores = DetectScores(pictures.split.objects, masks=self.masks)
-        for batch, found in answers:
-            for i, each, size in zip(batch.indices.tolist(), found, batch.sizes, strict=True):
-                scores.add(i, each, size)
-        return gathered(scores, fabric).evaluation(split, classes, [str(path) for path in pictures.paths])
+        for i, found, size in each_picture(answers):
+            scores.add(i, found, size)
+        return scores
 
     def predictions(
         self, answers: Iterable[tuple[Batch, Any]], pictures: DensePictures, classes: tuple
     ) -> Iterator[Prediction]:
-        for batch, found in answers:
-            for i, each, size in zip(batch.indices.tolist(), found, batch.sizes, strict=True):
-                yield _prediction(i, str(pictures.paths[i]), results(each, i + 1, size, pictures.sizes[i]), classes)
-
-    def sections(self, evaluation: DetectEvaluation) -> list[str]:
-        return [dense_report.sections(evaluation)]
+        for i, found, size in each_picture(answers):
+            yield _prediction(i, str(pictures.paths[i]), results(found, i + 1, size, pictures.sizes[i]), classes)
 
 
 def _prediction(i: int, path: str, found: list[dict[str, Any]], classes: tuple[str, ...]) -> Prediction:

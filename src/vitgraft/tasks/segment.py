@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
 
-from .. import dense_report
 from ..coco import encode
 from ..data import Batch, Preprocess, open_picture
 from ..data.dense import DensePictures
-from ..dense import DenseTask, gathered
+from ..dense import DenseTask, each_picture
 from ..drawing import draw_segments
 from ..features import Activations
 from ..model import Model
@@ -34,28 +32,17 @@ class Segment(DenseTask):
     def answer(self, settings: Settings, preprocess: Preprocess) -> Answer:
         return partial(windows, size=preprocess.size) if settings.sliding else super().answer(settings, preprocess)
 
-    def measure(
-        self,
-        answers: Iterable[tuple[Batch, Any]],
-        pictures: DensePictures,
-        fabric: Fabric,
-        *,
-        split: str,
-        classes: tuple,
-    ) -> SegmentEvaluation:
+    def count(self, answers: Iterable[tuple[Batch, Any]], pictures: DensePictures, classes: tuple) -> SegmentScores:
         scores = SegmentScores(len(pictures), len(classes))
         for i, labels in _labels(answers, pictures):
             scores.add(i, labels, torch.from_numpy(pictures.truth(i)))
-        return gathered(scores, fabric).evaluation(split, classes, [str(path) for path in pictures.paths])
+        return scores
 
     def predictions(
         self, answers: Iterable[tuple[Batch, Any]], pictures: DensePictures, classes: tuple
     ) -> Iterator[Prediction]:
         for i, labels in _labels(answers, pictures):
             yield _prediction(i, str(pictures.paths[i]), labels.numpy().astype(np.uint8), classes)
-
-    def sections(self, evaluation: SegmentEvaluation) -> list[str]:
-        return [dense_report.sections(evaluation)]
 
 
 def windows(
@@ -85,9 +72,8 @@ def windows(
 
 def _labels(answers: Iterable[tuple[Batch, Tensor]], pictures: DensePictures) -> Iterator[tuple[int, Tensor]]:
     """Each picture's index and the class of each of its file's pixels, int64 [H, W]."""
-    for batch, logits in answers:
-        for i, each, (h, w) in zip(batch.indices.tolist(), logits.float(), batch.sizes, strict=True):
-            yield i, highest(each[:, :h, :w], pictures.sizes[i]).cpu()
+    for i, logits, (h, w) in each_picture(answers):
+        yield i, highest(logits.float()[:, :h, :w], pictures.sizes[i]).cpu()
 
 
 def highest(logits: Tensor, size: tuple[int, int], most: int = 1 << 26) -> Tensor:
