@@ -16,8 +16,8 @@ from typing import Any
 import timm
 import torch
 
-from benchmarks.machine import machine
 from vitgraft import Backbone, build, cost
+from vitgraft.bench.provenance import machine, versions
 from vitgraft.weights import Loaded
 
 
@@ -52,7 +52,9 @@ def main() -> None:
     print(json.dumps(found, indent=1))
     if given.json:
         settings = {name: str(value) for name, value in vars(given).items()}
-        given.json.write_text(json.dumps({"settings": settings, "machine": machine(), **found}, indent=1) + "\n")
+        given.json.write_text(
+            json.dumps({"settings": settings, "machine": machine() | versions(), **found}, indent=1) + "\n"
+        )
 
 
 def truth(task: str, B: int, H: int, W: int) -> Any:

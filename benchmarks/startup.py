@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.machine import machine
+from vitgraft.bench.provenance import machine, versions
 
 STARTS = {
     "interpreter": ["-c", "pass"],
@@ -41,7 +41,7 @@ def main() -> None:
     for name, taken in seconds.items():
         print(f"| `{name}` | {statistics.median(taken) - bare:.2f} |")
     if given.json:
-        given.json.write_text(json.dumps({"machine": machine(), "seconds": seconds}, indent=1) + "\n")
+        given.json.write_text(json.dumps({"machine": machine() | versions(), "seconds": seconds}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from benchmarks.machine import machine
 from vitgraft import Backbone, Model, build
 from vitgraft import method as methods
+from vitgraft.bench.provenance import machine, versions
 from vitgraft.weights import Loaded
 
 CLASSES = 10
@@ -63,7 +63,12 @@ def main() -> None:
         print(f"turn {turn + 1} of {given.repeat + 2}", flush=True)
     print(table(seconds, given.against))
     if given.json:
-        record = {"settings": {k: str(v) for k, v in vars(given).items()}, "machine": machine(), "seconds": seconds}
+        record = {
+            "settings": {k: str(v) for k, v in vars(given).items()},
+            "machine": machine(),
+            "versions": versions(),
+            "seconds": seconds,
+        }
         given.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_
 from . import __version__
 from .errors import RequestError, VitgraftError, WorkError, near_misses
 from .settings import Settings
+from .words import values
 
 if TYPE_CHECKING:
     from .method import Method
@@ -191,25 +192,11 @@ def _fit(given: argparse.Namespace) -> None:
         if name not in own
     }
     if "head_options" in options:
-        options["head_options"] = _head_options(options["head_options"])
+        options["head_options"] = values(options["head_options"], "a head", "samples=128")
     run = fit(given.data, **options)
     if first_process():
         print(_summary(run.result))
         print(f"{'page':15} {run.path / 'report.html'}")
-
-
-def _head_options(words: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE as JSON knows values: numbers, true, false; anything else is a word."""
-    found: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not (name and equals and value):
-            raise RequestError(f"{word!r} is no option of a head: write NAME=VALUE, such as samples=128.")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
 
 
 def _evaluate(given: argparse.Namespace) -> None:

@@ -25,13 +25,12 @@ from .evaluate import answers
 from .files import check_folder, make_folder, read_json, write_bytes, write_json
 from .model import Model, build
 from .run import Run
-from .settings import Settings
+from .settings import FREE, Settings
 from .show import Show, first_process
 from .task import Evaluation, Loaded, Task
 from .training import Checkpoint, Progress, fabric, resolved_precision, train
 
 FILES = ("adapter.safetensors", "result.json", "metrics.jsonl", "report.html", "checkpoint.safetensors")
-FREE = ("workers", "memory", "cache_size")  # what may differ when a run is continued, because no result depends on it
 
 
 def fit(

@@ -11,6 +11,7 @@ from .errors import RequestError, near_misses
 PRECISIONS = ("auto", "bf16", "32", "64")
 
 
+FREE = ("workers", "memory", "cache_size")  # no result depends on them: they may differ when a run is continued
 DENSE = ("segment", "detect", "instance")
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import RequestError, WorkError
 from ..files import read_json, write_json
+from ..words import values
 from . import layout, protocols, published, reading, suites
 from .grid import Grid, plan, prepare, run
 from .suites import Suite
@@ -94,7 +94,7 @@ def _grid(given: argparse.Namespace) -> Grid:
     left_out = [*protocol.deviations, *([f"{protocol.normalisation} normalisation"] if protocol.mean_std else [])]
     if left_out:
         _say(f"protocol  {protocol.name}, of which is not done here: {'; '.join(left_out)}")
-    common = _options(given.set, "--set")
+    common = values(given.set, "--set", "epochs=10")
     methods = {text: {**_method(text), **common} for text in given.methods}
     from .. import fitting
     from .. import task as kinds
@@ -119,21 +119,7 @@ def _grid(given: argparse.Namespace) -> Grid:
 def _method(text: str) -> dict[str, Any]:
     """A word such as hst:detached=true,lr=1e-3 as options of a fit."""
     name, _, rest = text.partition(":")
-    return {"method": name, **_options(rest.split(",") if rest else [], text)}
-
-
-def _options(words: Sequence[str], where: str) -> dict[str, Any]:
-    """NAME=VALUE, the value as JSON knows it or a word; "-" as "_", as in Python."""
-    found: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not (name and equals and value):
-            raise RequestError(f"{word!r} in {where} is no option: write NAME=VALUE, such as lr=1e-3.")
-        try:
-            found[name.replace("-", "_")] = json.loads(value)
-        except ValueError:
-            found[name.replace("-", "_")] = value
-    return found
+    return {"method": name, **values(rest.split(",") if rest else [], text, "lr=1e-3")}
 
 
 def _shown(given: argparse.Namespace) -> str:
@@ -158,10 +144,10 @@ def _published(suite: Suite) -> list[str]:
     """Every published row of the suite with both averages, and what in it flatters."""
     lines = [f"published, {suite.title}: mean of {len(suite.tasks)} and mean of groups, per cent"]
     for table, row in published.rows(suite.name):
-        values: Mapping[str, float | None] = row.of_tasks(suite)
-        if any(value is None for value in values.values()):
+        given: Mapping[str, float | None] = row.of_tasks(suite)
+        if any(value is None for value in given.values()):
             continue
-        whole = {name: float(value) for name, value in values.items() if value is not None}
+        whole = {name: float(value) for name, value in given.items() if value is not None}
         told = "; ".join([table.paper, f"epoch {row.epoch}", *row.flags])
         lines.append(f"  {row.method:24} {suite.mean(whole):6.2f} {suite.mean_of_groups(whole):6.2f}  {told}")
     if len(lines) == 1:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import files
 from ..errors import RequestError, WorkError
-from ..settings import Settings
+from ..settings import FREE, Settings
 from . import provenance
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 FORMAT = "vitgraft bench record 1"
 OF_FIT = ("task", "head", "head_options", "skip_bad")  # options of `fit` that are neither Settings' nor the method's
-FREE = ("workers", "memory", "cache_size")  # no result depends on them (fitting.FREE)
 _WHAT = ("suite", "task", "protocol", "method", "arguments", "settings", "seed")  # identify a job, with two digests
 
 
