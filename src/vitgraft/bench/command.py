@@ -1,20 +1,21 @@
-"""`vitgraft bench`: run a grid, say what is left of it, show its table."""
+"""`vitgraft bench`: choose settings, run a grid, say what is left of it, show its table."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import RequestError, WorkError
 from ..files import read_json, write_json
 from ..words import values
-from . import layout, protocols, published, reading, suites
-from .grid import Grid, plan, prepare, run
-from .suites import Suite
+from . import beside, layout, protocols, reading, search, suites
+from .grid import Grid, Workers, plan, prepare, run
+from .workers import Processes
 
+PUBLISHED = "published"
 IDENTITY = "bench.json"  # what a folder of results is of; a second command has to agree
 
 
@@ -23,7 +24,8 @@ def arguments(command: argparse.ArgumentParser) -> None:
     parts = command.add_subparsers(dest="part", metavar="PART", required=True, parser_class=type(command))
     for name, about in (
         ("run", "do what is left of a grid of runs"),
-        ("plan", "say what is left of it; start nothing"),
+        ("plan", "say what is left of it and what that costs; start nothing"),
+        ("search", "choose settings for each method and task on the val split"),
     ):
         part = parts.add_parser(name, help=about, allow_abbrev=False)
         part.add_argument(
@@ -42,13 +44,29 @@ def arguments(command: argparse.ArgumentParser) -> None:
         part.add_argument(
             "--protocol", default="strict", help=f"default: strict; there are {', '.join(protocols.names())}"
         )
-        part.add_argument("--seeds", type=int, help="how many, from 0; default: the protocol's")
+        if name == "search":
+            part.add_argument("--trials", type=int, help="of each method and task; default: its whole grid")
+        else:
+            part.add_argument("--seeds", type=int, help="how many, from 0; default: the protocol's")
+            part.add_argument("--choices", metavar="FILE", help="settings that a search chose: BENCH/choices.json")
+        if name == "plan":
+            part.add_argument("--time", action="store_true", help="time a step where no record tells how long one is")
         part.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of every fit: epochs=10")
         part.add_argument("--out", required=True, metavar="BENCH", help="folder of the results")
-        part.add_argument("--workers", type=int, default=1, help="processes on this machine (default: 1)")
+        part.add_argument("--workers", default="1", metavar="N|ray", help="processes on this machine (default: 1)")
+        part.add_argument("--ray-address", metavar="HOST:PORT", help="of a Ray cluster; default: RAY_ADDRESS, or none")
+        part.add_argument("--ray-cpus", type=int, metavar="N", help="CPUs of one run on Ray (default: 1)")
     show = parts.add_parser("show", help="the table of a folder of results", allow_abbrev=False)
     show.add_argument("out", metavar="BENCH")
-    show.add_argument("--against", metavar="ROW", help="paired differences of every row from this one; or: published")
+    show.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="ROW",
+        help="paired differences of every row from this one; or: published, the papers' rows beside ours; or both",
+    )
+    show.add_argument("--html", metavar="PAGE", help="write a page with the table and pictures")
+    show.add_argument("--svg", metavar="FOLDER", help="with --html: each picture as a file too")
     form = show.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="comma-separated values, unrounded")
     form.add_argument("--latex", action="store_true")
@@ -61,18 +79,15 @@ def command(given: argparse.Namespace) -> None:
         return
     out, made = Path(given.out), _grid(given)
     if given.part == "plan":
-        print("\n".join(plan(made, out).lines()))
+        print("\n".join(_planned(given, made)))
         return
-    if given.workers < 1:
-        raise RequestError(f"workers is {given.workers}, but must be 1 or more: give another value.")
-    root = Path(given.data).expanduser().resolve()
-    identity = {"suite": made.suite.name, "data": str(root), "protocol": made.protocol}
-    if (out / IDENTITY).is_file() and (told := read_json(out / IDENTITY)) != identity:
-        raise RequestError(f"{out} holds results of another benchmark ({told}): choose another --out.")
+    workers = _workers(given)
+    if given.part == "search":
+        _search(given, made, workers)
+        return
     made.jobs  # noqa: B018  # what is wrong with them is said before a folder is made
-    prepare(made.suite, out)
-    write_json(out / IDENTITY, identity)
-    done = run(made, out, workers=given.workers, say=_say)
+    _begin(given, made, out)
+    done = run(made, out, workers=workers, say=_say)
     print("\n".join(done.lines()))
     print(f"table    vitgraft bench show {out}")
     if done.failed:
@@ -80,6 +95,71 @@ def command(given: argparse.Namespace) -> None:
             f"{len(done.failed)} of {len(made.jobs)} runs have failed: correct what their reasons say, and run the "
             "same command again."
         )
+
+
+def _workers(given: argparse.Namespace) -> Workers:
+    """Who does the runs."""
+    asked = {"address": given.ray_address, "cpus": given.ray_cpus}
+    of_ray = {name: value for name, value in asked.items() if value is not None}
+    if given.workers == "ray":
+        from .on_ray import OnRay
+
+        return OnRay(**of_ray)
+    if of_ray:
+        raise RequestError(f"--ray-{next(iter(of_ray))} is for a Ray cluster: add --workers ray, or leave it out.")
+    if not given.workers.lstrip("-").isdecimal():
+        raise RequestError(f"workers is {given.workers!r}, but must be a number or ray: give one of these.")
+    return Processes(int(given.workers))
+
+
+def _begin(given: argparse.Namespace, made: Grid, out: Path) -> None:
+    """Makes the folder of results and notes what they are of; RequestError where it holds others."""
+    root = Path(given.data).expanduser().resolve()
+    identity = {"suite": made.suite.name, "data": str(root), "protocol": made.protocol}
+    if (out / IDENTITY).is_file() and (told := read_json(out / IDENTITY)) != identity:
+        raise RequestError(f"{out} holds results of another benchmark ({told}): choose another --out.")
+    prepare(made.suite, out)
+    write_json(out / IDENTITY, identity)
+
+
+def _planned(given: argparse.Namespace, made: Grid) -> list[str]:
+    """Where the grid stands, and what is left of it costs."""
+    from ..backbone import Backbone
+    from . import cost
+
+    out = Path(given.out)
+    found = plan(made, out)
+    left = [job for job in made.jobs if job not in found.done]
+    records = cost.records_in(out, out / search.FOLDER)
+    rows = cost.Estimate(made, Backbone.load(given.backbone), records, timed=given.time).rows(left) if left else []
+    return [*found.lines(), *([""] if rows else []), *cost.lines(rows)]
+
+
+def _search(given: argparse.Namespace, made: Grid, workers: Workers) -> None:
+    """Chooses, and says what was chosen."""
+    from ..data.dataset import read
+
+    out = Path(given.out)
+    studies = search.studies(made, given.trials)
+    for folder in made.data.values():  # what a search needs is missed before it begins
+        found = read(Path(folder).expanduser())
+        for split in ("train", "val"):
+            found.split(split)
+    _begin(given, made, out / search.FOLDER)
+    _say(f"search    {sum(study.planned for study in studies)} trials, {len(studies)} methods x tasks")
+    chosen = search.search(made, studies, out, workers=workers, say=_say)
+    for label, tasks in chosen.items():
+        for task, choice in tasks.items():
+            words = ", ".join(f"{name} {value}" for name, value in choice.options.items())
+            print(f"{label}, {task}: {words}  ({100 * choice.value:.1f} % on val, best of {len(choice.trials)})")
+    if lost := [study for study in studies if study.choice() is None]:
+        first = lost[0]
+        reasons = [trial.reason for trial in first.trials if trial.reason] or ["another process is at it"]
+        raise WorkError(
+            f"{len(lost)} of {len(studies)} searches chose nothing, the first of them for {first.job.label} on "
+            f"{first.job.task} ({reasons[-1].rstrip('.')}): run the same command again."
+        )
+    print(f"run      vitgraft bench run ... --choices {out / search.FILE}")
 
 
 def _say(line: str) -> None:
@@ -103,6 +183,11 @@ def _grid(given: argparse.Namespace) -> Grid:
     for own in methods.values():  # what is wrong with the request is said before anything runs
         wanted = {**protocol.options(own["method"], next(iter(data))), **own}
         fitting.sort_options(kinds.find("classify"), wanted.pop("method"), False, wanted)
+    choosing = given.part == "search"
+    choices = None if choosing or not given.choices else search.Choices.read(given.choices)
+    if choices:
+        choices.check(suite.name, methods, list(data))
+    seeds = 1 if choosing else protocol.seeds if given.seeds is None else given.seeds
     return Grid(
         suite=suite,
         data=data,
@@ -110,9 +195,10 @@ def _grid(given: argparse.Namespace) -> Grid:
         fingerprint=Backbone.load(given.backbone).fingerprint,
         methods=methods,
         protocol=protocol.name,
-        seeds=range(protocol.seeds if given.seeds is None else given.seeds),
-        options=protocol.options,
+        seeds=range(seeds),
+        options=partial(protocol.options, choosing=choosing),
         flags=protocol.flags,
+        tune=choices.tune if choices else None,
     )
 
 
@@ -126,30 +212,28 @@ def _shown(given: argparse.Namespace) -> str:
     out = Path(given.out)
     if not (out / IDENTITY).is_file():
         raise RequestError(f"{out} holds no results of a benchmark: name the folder that `vitgraft bench run` made.")
+    if given.svg and not given.html:
+        raise RequestError("--svg writes the pictures of a page, but no page was asked for: give --html PAGE too.")
     told = read_json(out / IDENTITY)
     suite = suites.find(told["suite"], told["data"])
     table = reading.table(reading.read(out, suite), suite, protocol=told["protocol"])
+    bases = [table.row(label).label for label in given.against if label != PUBLISHED]
+    if len(bases) > 1:
+        raise RequestError(f"--against takes one row and {PUBLISHED}, but {' and '.join(bases)} came: give one.")
+    published = beside.beside(table) if PUBLISHED in given.against else None
+    gaps = reading.gaps(table, out)
+    if given.html:
+        from . import page
+
+        against = bases[0] if bases else None
+        page.write(given.html, table, gaps=gaps, against=against, beside=published, pictures=given.svg)
+        _say(f"page     {given.html}")
     if given.csv or given.latex:
         return (layout.comma_separated if given.csv else layout.latex)(table)
-    lines = [layout.text(table)]
-    if given.against == "published":
-        lines += ["", *_published(suite)]
-    elif given.against:
-        others = [row.label for row in table.rows if row.label != table.row(given.against).label]
-        lines += ["", *(reading.compare(table, label, given.against).line() for label in others)]
+    lines = [layout.text(table), *(f"* {line}" for line in reading.gap_lines(gaps))]
+    for base in bases:
+        others = [row.label for row in table.rows if row.label != base]
+        lines += ["", *(reading.compare(table, label, base).line() for label in others)]
+    if published:
+        lines += ["", layout.beside_text(published)]
     return "\n".join(lines)
-
-
-def _published(suite: Suite) -> list[str]:
-    """Every published row of the suite with both averages, and what in it flatters."""
-    lines = [f"published, {suite.title}: mean of {len(suite.tasks)} and mean of groups, per cent"]
-    for table, row in published.rows(suite.name):
-        given: Mapping[str, float | None] = row.of_tasks(suite)
-        if any(value is None for value in given.values()):
-            continue
-        whole = {name: float(value) for name, value in given.items() if value is not None}
-        told = "; ".join([table.paper, f"epoch {row.epoch}", *row.flags])
-        lines.append(f"  {row.method:24} {suite.mean(whole):6.2f} {suite.mean_of_groups(whole):6.2f}  {told}")
-    if len(lines) == 1:
-        raise RequestError(f"No published table is about the suite {suite.name}: there are some for vtab-1k.")
-    return lines

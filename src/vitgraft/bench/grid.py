@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import files
 from ..errors import RequestError, VitgraftError, WorkError, near_misses
@@ -32,6 +32,20 @@ Fit = Callable[..., Any]  # as vitgraft.fit: gives an object with `result`, the 
 Say = Callable[[str], None]
 
 
+class Workers(Protocol):
+    """Who does the jobs: processes of this machine (`workers.Processes`), or a cluster (`on_ray.OnRay`).
+
+    Whoever it is asks `do` for a job, whose lock and record keep it from being done twice.
+    """
+
+    def share(self, jobs: Sequence[Job], out: Path, fit: Fit | None, begun: float, say: Say) -> None:
+        """Does what is left of the jobs in a folder that `prepare` made; returns when nothing is left to begin."""
+
+
+def _silent(line: str) -> None:
+    pass
+
+
 def _nothing(method: str, task: str) -> Mapping[str, Any]:
     return {}
 
@@ -45,7 +59,8 @@ class Grid:
     name; options: what it says of a method on a task, both by name (`Protocol.options`); flags: what in it flatters.
     methods: {label: its options, with "method" where that is not the label}. variants: {words to add to the label:
     options}, such as {"lr 1e-3": {"lr": 1e-3}}. seeds: of the fit. Of two that give an option, the variant wins over
-    the method, and that over the protocol.
+    the method, and that over the protocol. tune: gives a job the settings that a search chose for it
+    (`search.Choices.tune`).
 
     Raises RequestError for a folder of no task, for an empty axis, for a task that is only tested with another's model,
     and for two jobs that are the same run.
@@ -61,6 +76,7 @@ class Grid:
     options: Callable[[str, str], Mapping[str, Any]] = _nothing
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     flags: Sequence[str] = ()
+    tune: Callable[[Job], Job] | None = None
 
     def __post_init__(self) -> None:
         names = [task.name for task in self.suite.tasks]
@@ -103,13 +119,15 @@ class Grid:
     def _job(self, task: TaskOf, digest: str, label: str, variant: str, seed: int) -> Job:
         own = dict(self.methods[label])
         method = own.pop("method", label)
-        options = {**self.options(method, task.name), **own, **self.variants[variant]}
-        if taken := [name for name in ("seed", "method", "backbone", "out", "resume") if name in options]:
+        given = {**own, **self.variants[variant]}
+        if taken := [name for name in ("seed", "method", "backbone", "out", "resume") if name in given]:
             raise RequestError(
                 f"{label!r} on {task.name} sets {taken[0]}, which the grid sets for each of its runs: leave it out."
             )
+        options = {**self.options(method, task.name), **given}
+        options.pop("seed", None)  # the protocol's, where it has a single one
         settings, arguments = record.sort_options(options)
-        return Job(
+        job = Job(
             suite=self.suite.name,
             task=task.name,
             protocol=self.protocol,
@@ -124,6 +142,7 @@ class Grid:
             digest=digest,
             flags=list(self.flags),
         )
+        return self.tune(job) if self.tune else job
 
 
 @dataclass(frozen=True)
@@ -152,7 +171,7 @@ def plan(grid: Grid, out: str | Path) -> Plan:
     out = Path(out)
     found: dict[str, list[Job]] = {name: [] for name in ("done", "running", "failed", "waiting")}
     check(grid.suite, out)
-    told = {job.key: failure for job in grid.jobs if (failure := _failure(out, job.key))}
+    told = {job.key: failure for job in grid.jobs if (failure := failure_of(out, job.key))}
     for job in grid.jobs:
         if is_done(job, out):
             state = "done"
@@ -165,26 +184,31 @@ def plan(grid: Grid, out: str | Path) -> Plan:
     return Plan(**{state: tuple(jobs) for state, jobs in found.items()}, reasons=reasons)
 
 
-def run(grid: Grid, out: str | Path, *, fit: Fit | None = None, workers: int = 1, say: Say | None = None) -> Plan:
+def run(
+    grid: Grid, out: str | Path, *, fit: Fit | None = None, workers: int | Workers = 1, say: Say | None = None
+) -> Plan:
     """Does what is left of a grid in the folder `out`, and says where it stands then.
 
     A run that fails is noted with its reason and does not stop the others; it is tried again at the next start.
     Processes that share `out` divide the runs among them; this one leaves those that another is at, and returns when
-    nothing is left to begin. workers: processes; a run whose process dies has failed. fit, say: with several workers
-    functions that can be pickled; fit is vitgraft's, unless given.
+    nothing is left to begin. workers: processes on this machine, or `OnRay`. fit, say: with several workers functions
+    that can be pickled; fit is vitgraft's, unless given.
 
     Raises RequestError where `out` holds records of another suite, WorkError where nothing can be written.
     """
-    if workers < 1:
-        raise RequestError(f"workers is {workers}, but must be 1 or more: give another value.")
-    out, begun = prepare(grid.suite, out), time.time()
-    if workers == 1:
-        work(grid.jobs, out, fit, begun, say=say)
-    else:
-        from .workers import share
-
-        share(grid.jobs, out, fit, begun, workers, say)
+    out = prepare(grid.suite, out)
+    spread(grid.jobs, out, fit=fit, workers=workers, say=say)
     return plan(grid, out)
+
+
+def spread(
+    jobs: Sequence[Job], out: Path, *, fit: Fit | None = None, workers: int | Workers = 1, say: Say | None = None
+) -> None:
+    """Does what is left of these jobs in a folder that `prepare` made; see `run`."""
+    from .workers import Processes
+
+    shared = Processes(workers) if isinstance(workers, int) else workers
+    shared.share(jobs, out, fit, time.time(), say or _silent)
 
 
 def prepare(suite: Suite, out: str | Path) -> Path:
@@ -221,7 +245,7 @@ def do(
         return True
     with held(out / "locks" / job.key, owner) as free:
         if free and not is_done(job, out) and not failed_since(job, out, begun):
-            _fit(job, out, fit or fit_here, say or (lambda line: None))
+            _fit(job, out, fit or fit_here, say or _silent)
         return is_done(job, out)
 
 
@@ -293,7 +317,8 @@ def note_failure(job: Job, out: Path, reason: str, trace: str = "") -> None:
     files.write_json(out / "failures" / f"{job.key}.json", {**told, **circumstances})
 
 
-def _failure(out: Path, key: str) -> dict[str, Any] | None:
+def failure_of(out: Path, key: str) -> dict[str, Any] | None:
+    """What is noted of a job that failed at its last try; None where nothing is."""
     path = out / "failures" / f"{key}.json"
     if not path.is_file():
         return None
@@ -306,5 +331,18 @@ def _failure(out: Path, key: str) -> dict[str, Any] | None:
 
 def failed_since(job: Job, out: Path, begun: float) -> bool:
     """Whether the job was tried and failed at or after `begun` (seconds since 1970)."""
-    told = _failure(out, job.key)
+    told = failure_of(out, job.key)
     return told is not None and told["time"] >= begun
+
+
+def is_open(job: Job, out: Path, begun: float) -> bool:
+    """Whether a job is left to begin: neither done, nor failed since `begun`, nor under way in a living process."""
+    return not (is_done(job, out) or failed_since(job, out, begun) or is_held(out / "locks" / job.key))
+
+
+def give_up(job: Job, out: Path, reason: str, say: Say) -> None:
+    """Notes as failed a job whose worker is dead, unless another has taken it over or done it."""
+    with held(out / "locks" / job.key) as free:
+        if free and not is_done(job, out):
+            note_failure(job, out, reason)
+            say(f"failed    {job.title}: {reason}")

@@ -5,8 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .reading import Row, Spread, Table
+
+if TYPE_CHECKING:
+    from .beside import Beside, Theirs
+    from .suites import Suite
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -21,7 +26,7 @@ def _words(spread: Spread | None, digits: int, between: str) -> str:
     if spread is None:
         return "-"
     deviation = spread.deviation
-    return f"{100 * spread.mean:.{digits}f}" + ("" if deviation is None else f"{between}{100 * deviation:.{digits}f}")
+    return per_cent(spread.mean, digits) + ("" if deviation is None else between + per_cent(deviation, digits))
 
 
 def _head(table: Table) -> list[str]:
@@ -41,6 +46,60 @@ def text(table: Table) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     head = f"{table.suite.title}; protocol {table.protocol}; {table.backbone}"
     return "\n".join([head, "", *(_aligned(line, widths) for line in lines), *(f"* {note}" for note in table.notes)])
+
+
+def beside_text(found: Beside) -> str:
+    """For a terminal: below each row of ours the published ones of its method, and what in them is not alike."""
+    columns = [name for name in _head(found.table) if name != "with head (M)"]
+    lines: list[list[str]] = [columns]
+    notes: dict[str, int] = {}  # what is said of several rows is said once
+
+    def add(rows: Sequence[Theirs]) -> None:
+        for theirs in rows:
+            unlike = f"differs in {'; '.join(theirs.differs)}" if theirs.differs else "as ours"
+            flags = f". Also: {'; '.join(theirs.flags)}" if theirs.flags else ""
+            number = notes.setdefault(f"{theirs.source}: {unlike}{flags}", len(notes) + 1)
+            mark = "=" if theirs.alike else "≠"
+            lines.append([f"  {mark} {theirs.method} [{number}]", *_published(theirs, found.table.suite)])
+
+    for row in found.table.rows:
+        label, parameters, _, *values = _line(row, "±")
+        lines.append([label, parameters, *values])
+        add(found.of_row[row.label])
+    if found.rest:
+        lines.append(["not run here:", *[""] * (len(columns) - 1)])
+        add(found.rest)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    alike = [pair.line() for pair in found.paired()]
+    return "\n".join(
+        [
+            "published rows below ours, per cent",
+            f"ours: {found.conditions.line()}",
+            "= measured like ours, as far as its source says; ≠ not, so that the averages are not to be compared",
+            "",
+            *(_aligned(line, widths) for line in lines),
+            *([""] if alike else []),
+            *alike,
+            "",
+            *(f"[{number}] {note}" for note, number in notes.items()),
+        ]
+    )
+
+
+def _published(theirs: Theirs, suite: Suite) -> list[str]:
+    """The numbers of a published row, as those of ours stand in a line."""
+    values = [
+        *((theirs.values.get(name), 1) for name in suite.task_names),
+        (theirs.mean, 2),
+        (theirs.mean_of_groups, 2),
+    ]
+    numbers = ["-" if value is None else per_cent(value, digits) for value, digits in values]
+    return ["-" if theirs.parameters_m is None else f"{theirs.parameters_m:.3f}", *numbers]
+
+
+def per_cent(value: float, digits: int) -> str:
+    """A share as per cent, without the sign: 81.2."""
+    return f"{100 * value:.{digits}f}"
 
 
 def _aligned(words: Sequence[str], widths: Sequence[int]) -> str:

@@ -49,7 +49,12 @@ def is_held(path: Path) -> bool:
 
 def left_by(folder: Path, owner: str) -> list[str]:
     """The names of the locks that a process held when it was killed."""
-    return [path.name for path in sorted(folder.iterdir()) if path.read_bytes() == owner.encode()]
+    return [path.name for path in sorted(folder.iterdir()) if is_left_by(path, owner)]
+
+
+def is_left_by(path: Path, owner: str) -> bool:
+    """Whether the lock says that this process holds it, or held it when it was killed."""
+    return path.read_bytes() == owner.encode()
 
 
 def _take(descriptor: int, path: Path, attempt: int) -> bool:

@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError, near_misses
+from ..files import read_json
 from . import record
 from .paired import bootstrap, signed_rank
 from .record import Record
@@ -119,6 +120,62 @@ class Table:
         return self.rows[labels.index(label)]
 
 
+@dataclass(frozen=True)
+class Gap:
+    """A run that a table lacks; reason: why it failed, empty if it was not done."""
+
+    label: str
+    task: str
+    seed: int
+    reason: str = ""
+
+
+def gap_lines(gaps: Iterable[Gap]) -> list[str]:
+    """The same in words: each that failed, with its reason, and what was not done of each row."""
+    failed: list[str] = []
+    left: dict[str, dict[str, list[int]]] = {}
+    for gap in gaps:
+        if gap.reason:
+            failed.append(f"failed: {gap.label}, {gap.task}, seed {gap.seed}: {gap.reason}")
+        else:
+            left.setdefault(gap.label, {}).setdefault(gap.task, []).append(gap.seed)
+    for label, tasks in left.items():
+        of_seeds: dict[tuple[int, ...], list[str]] = {}
+        for task, seeds in tasks.items():
+            of_seeds.setdefault(tuple(seeds), []).append(task)
+        for numbers, names in of_seeds.items():
+            failed.append(
+                f"not run: {label}, {', '.join(names)}, seed{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+            )
+    return failed
+
+
+def gaps(table: Table, out: str | Path) -> list[Gap]:
+    """The runs that are not in a table: of each row the tasks and seeds that any row has, and those that failed in the
+    folder `out`, whatever else there is of them."""
+    tasks = [task.name for task in table.suite.tasks if any(task.name in row.tasks for row in table.rows)]
+    seeds = {seed for row in table.rows for spread in row.tasks.values() for seed in spread.values}
+    done = {(row.label, task, seed) for row in table.rows for task in row.tasks for seed in row.tasks[task].values}
+    failed = _failures(Path(out), table.protocol)
+    wanted = [(row.label, task, seed) for row in table.rows for task in tasks for seed in sorted(seeds)]
+    missing = dict.fromkeys(run for run in [*wanted, *failed] if run not in done)
+    return [Gap(*run, failed.get(run, "")) for run in missing]
+
+
+def _failures(out: Path, protocol: str) -> dict[tuple[str, str, int], str]:
+    """{(label, task, seed): reason} of the runs that failed at their last try."""
+    found = {}
+    for path in sorted((out / "failures").glob("*.json")):
+        try:
+            told = read_json(path)
+            job, reason = told["job"], str(told["reason"])
+            if job["protocol"] == protocol:
+                found[job["label"], job["task"], job["seed"]] = reason
+        except (RequestError, TypeError, KeyError):
+            continue  # cut off: as if it had never been tried
+    return found
+
+
 def read(out: str | Path, suite: Suite) -> list[Record]:
     """All records in the folder of a grid; RequestError for one that was cut off or is of another suite, or if there is
     none."""
@@ -198,17 +255,22 @@ def _notes(rows: Sequence[Row]) -> list[str]:
 class Paired:
     """`one` minus `other` over the tasks and seeds that both have, 0..1.
 
-    differences: {task: difference of the means over shared seeds}; interval: 95 %, by bootstrap over tasks; w, p:
+    spreads: {task: the difference of each seed}; mean: over tasks; interval: 95 %, by bootstrap over tasks; w, p:
     Wilcoxon's signed-rank test over tasks, two-sided.
     """
 
     one: str
     other: str
-    differences: dict[str, float]
+    spreads: dict[str, Spread]
     mean: float
     interval: tuple[float, float]
     w: float
     p: float
+
+    @property
+    def differences(self) -> dict[str, float]:
+        """{task: difference of the means over shared seeds}."""
+        return {task: spread.mean for task, spread in self.spreads.items()}
 
     def line(self) -> str:
         """The same in words, in points of per cent."""
@@ -223,18 +285,23 @@ class Paired:
 def compare(table: Table, one: str, other: str, *, draws: int = 10_000, seed: int = 0) -> Paired:
     """Two rows, task by task and seed by seed; RequestError where they share none."""
     a, b = table.row(one), table.row(other)
-    differences = {}
+    spreads = {}
     for task in (task.name for task in table.suite.tasks if task.name in a.tasks and task.name in b.tasks):
         x, y = a.tasks[task].values, b.tasks[task].values
         if shared := sorted(set(x) & set(y)):
-            differences[task] = fmean(x[s] for s in shared) - fmean(y[s] for s in shared)
-    if not differences:
+            spreads[task] = Spread({s: x[s] - y[s] for s in shared})
+    if not spreads:
         raise RequestError(
             f"{one} and {other} share no task and seed, so nothing can be compared: run both on the same."
         )
-    values = list(differences.values())
+    return paired(one, other, spreads, draws=draws, seed=seed)
+
+
+def paired(one: str, other: str, spreads: dict[str, Spread], *, draws: int = 10_000, seed: int = 0) -> Paired:
+    """What is to be said of the differences of two methods, {task: the difference of each seed}, at least one task."""
+    values = [spread.mean for spread in spreads.values()]
     w, p = signed_rank(values)
-    return Paired(one, other, differences, fmean(values), bootstrap(values, draws=draws, seed=seed), w, p)
+    return Paired(one, other, spreads, fmean(values), bootstrap(values, draws=draws, seed=seed), w, p)
 
 
 def pareto(table: Table, cost: str = "parameters", average: str = "mean") -> list[Row]:

@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import field as of_class
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,8 @@ class Job:
     label: its row in a table, such as "hst detached". task: one of the suite's. arguments: of the method. settings:
     fields of `Settings` other than the seed, and options of `fit`. backbone: a name or file, and fingerprint: what its
     weights are (`Backbone.fingerprint`). root: the data's folder, and digest: what lies there
-    (`provenance.data_digest`). flags: what in the protocol flatters.
+    (`provenance.data_digest`). flags: what in the protocol flatters. chosen: on what and from where its settings were
+    chosen (`search.Choice.told`); empty where nobody searched.
     """
 
     suite: str
@@ -47,9 +49,10 @@ class Job:
     root: str
     digest: str
     flags: list[str]
+    chosen: dict[str, Any] = of_class(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("arguments", "settings", "flags"):
+        for name in ("arguments", "settings", "flags", "chosen"):
             try:  # as JSON gives it back, so that a job equals the one that is read from its record
                 plain = json.loads(json.dumps(getattr(self, name), allow_nan=False))
             except (TypeError, ValueError) as error:
@@ -71,6 +74,17 @@ class Job:
     def title(self) -> str:
         """What a person calls it."""
         return f"{self.label}, {self.task}, seed {self.seed}"
+
+    def varied(self, words: str, options: Mapping[str, Any], chosen: Mapping[str, Any] | None = None) -> Job:
+        """The same with other options of the fit, and words added to its label."""
+        settings, arguments = sort_options(options)
+        return replace(
+            self,
+            label=f"{self.label} {words}",
+            settings={**self.settings, **settings},
+            arguments={**self.arguments, **arguments},
+            chosen=dict(chosen or {}),
+        )
 
     def options(self) -> dict[str, Any]:
         """What `vitgraft.fit` is called with, besides the folders."""
@@ -243,6 +257,8 @@ def _fault(told: Mapping[str, Any], kind: type, before: str = "") -> str:
     """What is wrong with the fields of a record or a job; empty if nothing is."""
     for field in fields(kind):  # their types are words, because annotations are not evaluated here
         if field.name not in told:
+            if field.default_factory is not MISSING:
+                continue
             return f"lacks the field {before}{field.name}"
         fits, words = _KINDS["value" if field.name == "value" else str(field.type)]
         if not fits(told[field.name]):

@@ -1,0 +1,462 @@
+"""The page of a benchmark: one self-contained HTML file with its table and its pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib import resources
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from .. import page
+from ..charts import Dots, Point, dots, scatter, standalone
+from ..errors import RequestError
+from ..files import make_folder, write_bytes
+from ..page import duration, name, percent, section, size
+from . import protocols
+from .layout import per_cent
+from .reading import AVERAGES, COSTS, Gap, Paired, Row, Spread, Table, compare, gap_lines, pareto
+
+if TYPE_CHECKING:
+    from .beside import Beside, Theirs
+
+GIB = 2**30
+WIDE = 540  # of a picture that has half of the page
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A chart: the name of its file, and the figure as HTML."""
+
+    file: str
+    html: str
+
+
+def write(
+    path: str | Path,
+    table: Table,
+    *,
+    gaps: Sequence[Gap] = (),
+    against: str | None = None,
+    beside: Beside | None = None,
+    pictures: str | Path | None = None,
+) -> None:
+    """Writes the page of a table to `path`.
+
+    gaps: the runs that it lacks (`reading.gaps`). against: the row from which the differences of all others are shown.
+    beside: the published rows (`beside.beside`). pictures: a folder that gets each picture as an SVG file too.
+    Raises RequestError where there is no row `against`, WorkError where nothing can be written.
+    """
+    costs, seeds = _costs(table), _seeds(table)
+    differences, pairs = _differences(table, against) if against else ([], [])
+    body = [
+        section("Table", _table(table), _notes(table, gaps), note=_how(table)),
+        _accuracy_and_cost(table, costs),
+        _section_of_differences(table, against, differences, pairs) if against else "",
+        section(
+            "Seeds",
+            _many(seeds),
+            note="One picture a task, on its own scale: each run is a dot, the mean of a method the tick and the "
+            "figure, in per cent. Where the dots of two methods mix, their order may be chance.",
+        ),
+        _section_of_published(beside) if beside else "",
+        _circumstances(table),
+    ]
+    title = f"{table.suite.title}: {len(table.rows)} methods"
+    footer = "Written by vitgraft. Every number follows from the records in the folder of the benchmark."
+    whole = page.document(f"{title} · vitgraft", _header(table, gaps), "\n".join(p for p in body if p), footer)
+    page.write_whole(path, whole)
+    if pictures is not None:
+        _export([*costs, *differences, *seeds], Path(pictures))
+
+
+def _export(pictures: Iterable[Picture], folder: Path) -> None:
+    make_folder(folder)
+    style = resources.files("vitgraft").joinpath("assets/report.css").read_text("utf-8")
+    for picture in pictures:
+        write_bytes(folder / f"{picture.file}.svg", standalone(picture.html, style).encode("utf-8", errors="replace"))
+
+
+def _slug(*words: str) -> str:
+    """Words as the name of a file."""
+    return re.sub(r"[^\w.-]+", "-", "-".join(words)).strip("-.")
+
+
+def _points(value: float) -> str:
+    """A difference in points of per cent."""
+    return _signed(f"{100 * value:+.1f}")
+
+
+def _step(value: float) -> str:
+    """A round difference, for an axis."""
+    return _signed(f"{100 * value:+.6g}")
+
+
+def _signed(figure: str) -> str:
+    return figure.replace("-", "−") if float(figure) else figure.lstrip("+-")
+
+
+def _plain(value: float) -> str:
+    """A share in per cent, without the sign."""
+    return f"{100 * value:.1f}"
+
+
+def _tick(value: float) -> str:
+    return f"{100 * value:.6g}"
+
+
+# --- header, table, notes -----------------------------------------------------------------------------------------
+
+
+def _flags(table: Table) -> list[str]:
+    return list(dict.fromkeys(flag for row in table.rows for record in row.records for flag in record.job.flags))
+
+
+def _used(table: Table) -> list[str]:
+    """The tasks that have a record."""
+    return [task.name for task in table.suite.tasks if any(task.name in row.tasks for row in table.rows)]
+
+
+def _title(table: Table, task: str) -> str:
+    return table.suite.task(task).title or task
+
+
+def _seed_numbers(table: Table) -> list[int]:
+    return sorted({record.job.seed for row in table.rows for record in row.records})
+
+
+def _header(table: Table, gaps: Sequence[Gap]) -> str:
+    """What was measured, how, on what; and whether it is whole."""
+    try:
+        told = protocols.find(table.protocol).title
+    except RequestError:  # of an earlier version
+        told = table.protocol
+    seeds, tasks = _seed_numbers(table), _used(table)
+    records = [record for row in table.rows for record in row.records]
+    failed = sum(bool(gap.reason) for gap in gaps)
+    count = f"{len(records):,} done" + (f", {failed} failed" if failed else "")
+    count += f", {len(gaps) - failed} not run" if len(gaps) > failed else ""
+    whole = len(table.suite.tasks)
+    facts = [
+        ("suite", table.suite.title),
+        ("protocol", told),
+        ("backbone", table.backbone),
+        ("tasks", f"{len(tasks)}" if len(tasks) == whole else f"{len(tasks)} of {whole}"),
+        ("seeds", f"{len(seeds)} ({', '.join(map(str, seeds))})"),
+        ("runs", count),
+        ("measured", "; ".join(sorted({f"{r.metric} on {r.split}" for r in records}))),
+    ]
+    flags = "".join(f"<li>{escape(flag)}</li>" for flag in _flags(table))
+    flatters = (
+        f'<p class="flags"><b>What flatters these numbers:</b></p><ul class="flags">{flags}</ul>' if flags else ""
+    )
+    none = "" if flags else "<p>Nothing in the protocol is known to flatter the numbers.</p>"
+    return (
+        f'<div class="hero"><div><p class="kicker">vitgraft · benchmark</p><h1>{name(table.suite.title)}</h1>'
+        f"<p>{len(table.rows)} ways to adapt the frozen backbone {name(table.backbone)} to {len(tasks)} "
+        f"task{'s' if len(tasks) != 1 else ''}, protocol {name(table.protocol)}.</p>{none}{flatters}</div>"
+        f'<div class="number">{page.settings([("What was run", facts)])}</div></div>'
+    )
+
+
+def _how(table: Table) -> str:
+    several = len(_seed_numbers(table)) > 1
+    return (
+        "Per cent. "
+        + ("The small figure is the standard deviation over seeds. " if several else "")
+        + "Bold: the highest of its column. Memory and time are those of one training run, on average."
+    )
+
+
+def _table(table: Table) -> str:
+    """One line a method: parameters, both averages, every task, what a run costs."""
+    tasks = _used(table)
+    columns: list[tuple[str, Callable[[Row], Spread | None]]] = [
+        (f"mean of {len(table.suite.tasks)}", AVERAGES["mean"]),
+        ("mean of groups", AVERAGES["mean of groups"]),
+        *((_title(table, task), lambda row, task=task: row.tasks.get(task)) for task in tasks),
+    ]
+    heads = ["params (M)", "with head (M)", *(title for title, _ in columns), "memory", "time"]
+    head = "".join(f'<th scope="col" class="number">{name(title)}</th>' for title in heads)
+    best = [max((found.mean for row in table.rows if (found := of(row))), default=None) for _, of in columns]
+    lines = []
+    for row in table.rows:
+        cells = [f"{count / 1e6:.3f}" for count in (row.parameters, row.parameters_with_head)]
+        for k, ((_, of), top) in enumerate(zip(columns, best, strict=True)):
+            cells.append(_cell(of(row), top, 2 if k < 2 else 1))
+        cells += [size(row.memory), duration(row.seconds)]
+        kinds = ["number average" if k in (2, 3) else "number" for k in range(len(cells))]
+        line = "".join(f'<td class="{kind}">{cell}</td>' for kind, cell in zip(kinds, cells, strict=True))
+        lines.append(f'<tr><th scope="row" title="{escape(row.label)}">{name(row.label)}</th>{line}</tr>')
+    return (
+        f'<div class="scroll"><table class="plain runs pinned"><thead><tr><th scope="col">method</th>{head}</tr>'
+        f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _cell(spread: Spread | None, best: float | None, digits: int) -> str:
+    if spread is None:
+        return "–"
+    value = per_cent(spread.mean, digits)
+    around = "" if spread.deviation is None else f" <small>±{per_cent(spread.deviation, digits)}</small>"
+    return (f"<b>{value}</b>" if spread.mean == best else value) + around
+
+
+def _notes(table: Table, gaps: Sequence[Gap]) -> str:
+    told = [*(note for note in table.notes if not note.startswith("flatters: ")), *gap_lines(gaps)]
+    return f'<ul class="notes">{"".join(f"<li>{name(note)}</li>" for note in told)}</ul>' if told else ""
+
+
+# --- pictures -----------------------------------------------------------------------------------------------------
+
+
+def _many(pictures: Sequence[Picture], kind: str = "many") -> str:
+    return f'<div class="charts {kind}">{"".join(picture.html for picture in pictures)}</div>'
+
+
+def _axes(table: Table) -> list[tuple[str, str, str, float, Callable[[float], str]]]:
+    """Each cost: (its name in COSTS, title, label of the axis, its unit there, a value in words)."""
+    longest = max(row.seconds for row in table.rows)
+    unit, seconds = next(
+        (u, s) for u, s, most in (("s", 1, 600), ("min", 60, 36_000), ("h", 3600, 1e99)) if longest < most
+    )
+
+    def trained(count: float) -> str:
+        return f"{count:,.0f} parameters"
+
+    return [
+        ("parameters", "Trained parameters", "trained parameters without the head, millions", 1e6, trained),
+        ("parameters with head", "With the head", "trained parameters with the head, millions", 1e6, trained),
+        ("memory", "Peak memory", "peak memory in training, GiB", GIB, size),
+        ("seconds", "Training time", f"training time of a run, {unit}", seconds, duration),
+    ]
+
+
+def _costs(table: Table) -> list[Picture]:
+    """Accuracy over each cost, with the front of what nothing beats; none without an average."""
+    measured = [(row, found) for row in table.rows if (found := row.mean)]
+    made = []
+    for cost, title, label, unit, words in _axes(table):
+        front = [row.label for row in pareto(table, cost)]
+        points = [
+            Point(row.label, COSTS[cost](row) / unit, found.mean, found.deviation, row.label in front)
+            for row, found in measured
+        ]
+
+        def told(value: float, unit: float = unit, words: Callable[[float], str] = words) -> str:
+            return words(value * unit)
+
+        y_label = f"mean of {len(table.suite.tasks)}, per cent"
+        made.append(Picture(_slug("cost", cost), scatter(title, points, percent, _tick, told, label, y_label)))
+    return [picture for picture in made if picture.html]
+
+
+def _accuracy_and_cost(table: Table, pictures: Sequence[Picture]) -> str:
+    left_out = [row.label for row in table.rows if row.mean is None]
+    without = f" Not here, for lack of an average: {', '.join(left_out)}." if left_out else ""
+    if not pictures:
+        return section("Accuracy and cost", note=f"No picture: no row has every task of the suite.{without}")
+    note = (
+        "Full dots, on the dashed line: no other method is as good for the same cost or less (the Pareto front). The "
+        "thin lines are one standard deviation over seeds. An arrow: far below the axis, at the accuracy beside it."
+        f"{without}"
+    )
+    return section("Accuracy and cost", _many(pictures, "wide"), note=note)
+
+
+def _differences(table: Table, against: str) -> tuple[list[Picture], list[Paired]]:
+    """All rows from one: a picture of the means over tasks, and one for each row with every task."""
+    base = table.row(against).label
+    pairs, made = [], []
+    for row in table.rows:
+        if row.label == base:
+            continue
+        try:
+            pairs.append(compare(table, row.label, base))
+        except RequestError:  # no task and seed in common: the table says what is missing
+            continue
+    if pairs:
+        rows = [Dots(pair.one, [*pair.differences.values()], pair.mean, pair.interval) for pair in pairs]
+        made.append(
+            Picture("difference", dots(f"All methods, minus {base}", rows, _points, _step, zero=True, width=WIDE))
+        )
+    for pair in pairs:
+        rows = [_dots(_title(table, task), spread) for task, spread in pair.spreads.items()]
+        rows.append(Dots("mean", [], pair.mean, pair.interval, strong=True))
+        figure = dots(f"{pair.one} minus {base}", rows, _points, _step, zero=True)
+        made.append(Picture(_slug("difference", pair.one), figure))
+    return made, pairs
+
+
+def _dots(label: str, spread: Spread) -> Dots:
+    """Differences of one task over seeds; the interval is the bootstrap's, over seeds."""
+    from .paired import bootstrap
+
+    values = [*spread.values.values()]
+    return Dots(label, values, fmean(values), bootstrap(values) if len(values) > 1 else None)
+
+
+def _section_of_differences(
+    table: Table, against: str | None, pictures: Sequence[Picture], pairs: Sequence[Paired]
+) -> str:
+    if not pairs:
+        return section(f"Difference from {against}", note="No other row shares a task and a seed with it.")
+    note = (
+        "Points of per cent. First all methods: a dot is a task, the tick their mean, the band its 95 % bootstrap "
+        "interval over tasks. Then each method on its own scale: a dot is a seed, paired with the same seed of "
+        f"{against}, the band the bootstrap interval over seeds, which for few seeds is about their range. Figures in "
+        "grey: the interval holds 0. An arrow: the row is far outside the picture."
+    )
+    return section(
+        f"Difference from {against}",
+        f'<div class="charts wide">{pictures[0].html}<div class="scroll">{_tests(pairs)}</div></div>',
+        _many(pictures[1:]),
+        note=note,
+    )
+
+
+def _tests(pairs: Sequence[Paired]) -> str:
+    """The mean differences as a table, with what can be said of chance."""
+    heads = ("points", "95 % interval", "tasks ahead", "Wilcoxon p")
+    head = "".join(f'<th scope="col" class="number">{title}</th>' for title in heads)
+    lines = ""
+    for pair in pairs:
+        low, high = (f"{100 * end:+.2f}".replace("-", "−") for end in pair.interval)
+        ahead = f"{sum(d > 0 for d in pair.differences.values())} of {len(pair.differences)}"
+        figures = (f"{100 * pair.mean:+.2f}".replace("-", "−"), f"{low} to {high}", ahead, f"{pair.p:.2g}")
+        cells = "".join(f'<td class="number">{figure}</td>' for figure in figures)
+        lines += f'<tr><th scope="row">{name(pair.one)}</th>{cells}</tr>'
+    return (
+        f'<table class="plain"><thead><tr><th scope="col">method</th>{head}</tr></thead><tbody>{lines}</tbody></table>'
+    )
+
+
+def _seeds(table: Table) -> list[Picture]:
+    """For each task every run of every method."""
+    made = []
+    for task in _used(table):
+        rows = [(row.label, row.tasks[task]) for row in table.rows if task in row.tasks]
+        lines = [Dots(label, [*spread.values.values()], spread.mean) for label, spread in rows]
+        made.append(Picture(_slug("seeds", task), dots(_title(table, task), lines, _plain, _tick)))
+    return made
+
+
+# --- published rows -----------------------------------------------------------------------------------------------
+
+
+def _section_of_published(beside: Beside) -> str:
+    """Both averages of ours and of theirs below each other, with what in theirs is not alike; then task by task."""
+    part, rows = beside.table.suite, beside.table.rows
+    alone = [row.label for row in rows if not beside.of_row[row.label]]
+    told = [f"Not published in these tables: {', '.join(alone)}."] if alone else []
+    told += [pair.line() for pair in beside.paired()]
+    note = (
+        f"Ours: {beside.conditions.line()}. A published row with = was measured like that, as far as its source says; "
+        "one with ≠ was not, so that its averages are not to be compared with ours, for the reason beside it. All "
+        f"averages here are over the {len(part.tasks)} tasks that were run, in per cent."
+    )
+    heads = ["params (M)", f"mean of {len(part.tasks)}", "mean of groups"]
+    blocks = []
+    for row in rows:
+        if found := beside.of_row[row.label]:
+            cells = [
+                f"{row.parameters / 1e6:.3f}",
+                *(_cell(spread, None, 2) for spread in (row.mean, row.mean_of_groups)),
+            ]
+            ours = _numbers(row.label, cells)
+            blocks.append([f'<tr class="ours">{ours}<td>ours</td></tr>', *map(_averages, found)])
+    if beside.rest:
+        title = f'<tr class="ours"><th scope="rowgroup" colspan="{len(heads) + 2}">Not run here</th></tr>'
+        blocks.append([title, *map(_averages, beside.rest)])
+    averages = _blocks(heads, blocks, '<th scope="col">how the number came about</th>', "published")
+    blocks = []
+    for row in rows:
+        if found := beside.of_row[row.label]:
+            ours = _numbers(row.label, [_cell(row.tasks.get(task), None, 1) for task in part.task_names])
+            blocks.append([f'<tr class="ours">{ours}</tr>', *(_by_task(theirs, part.task_names) for theirs in found)])
+    heads = [_title(beside.table, task) for task in part.task_names]
+    tasks = f"<h3>Task by task</h3>{_blocks(heads, blocks, '', 'published pinned')}" if blocks else ""
+    lines = "".join(f"<li>{name(line)}</li>" for line in told)
+    notes = f'<ul class="notes">{lines}</ul>' if told else ""
+    return section("Beside published numbers", averages, notes, tasks, note=note)
+
+
+def _blocks(heads: Sequence[str], blocks: Sequence[Sequence[str]], last_html: str, kind: str) -> str:
+    """A table of blocks of lines, each HTML."""
+    head = "".join(f'<th scope="col" class="number">{name(title)}</th>' for title in heads)
+    bodies = "".join(f"<tbody>{''.join(lines)}</tbody>" for lines in blocks)
+    return (
+        f'<div class="scroll"><table class="plain runs {kind}"><thead><tr><th scope="col">method</th>{head}{last_html}'
+        f"</tr></thead>{bodies}</table></div>"
+    )
+
+
+def _numbers(label: str, cells_html: Sequence[str], mark_html: str = "") -> str:
+    cells = "".join(f'<td class="number">{cell}</td>' for cell in cells_html)
+    return f'<th scope="row" title="{escape(label)}">{mark_html}{name(label)}</th>{cells}'
+
+
+def _mark(theirs: Theirs) -> str:
+    return '<span class="same">=</span> ' if theirs.alike else '<span class="other">≠</span> '
+
+
+def _averages(theirs: Theirs) -> str:
+    unlike = f"<div><b>differs in</b> {escape('; '.join(theirs.differs))}</div>" if theirs.differs else ""
+    flags = f'<div class="who">{escape("; ".join(theirs.flags))}</div>' if theirs.flags else ""
+    millions = "–" if theirs.parameters_m is None else f"{theirs.parameters_m:.2f}"
+    cells = [millions, _value(theirs.mean, 2), _value(theirs.mean_of_groups, 2)]
+    how = f"{escape(theirs.source)}{unlike}{flags}"
+    return f'<tr>{_numbers(theirs.method, cells, _mark(theirs))}<td class="how">{how}</td></tr>'
+
+
+def _by_task(theirs: Theirs, tasks: Sequence[str]) -> str:
+    cells = [_value(theirs.values.get(task), 1) for task in tasks]
+    return f"<tr>{_numbers(theirs.method, cells, _mark(theirs))}</tr>"
+
+
+def _value(value: float | None, digits: int) -> str:
+    return "–" if value is None else per_cent(value, digits)
+
+
+# --- circumstances ------------------------------------------------------------------------------------------------
+
+
+def _circumstances(table: Table) -> str:
+    """Settings, machines and versions; a value that is not the same in all runs is given in all its forms."""
+    records = [record for row in table.rows for record in row.records]
+
+    def facts(dicts: Iterable[Mapping[str, object]]) -> list[tuple[str, str]]:
+        found: dict[str, dict[str, None]] = {}
+        for one in dicts:
+            for key, value in one.items():
+                text = " × ".join(map(str, value)) if isinstance(value, list) else str(value)
+                found.setdefault(key, {})[{"None": "none", "True": "yes", "False": "no"}.get(text, text)] = None
+        return [(key.replace("_", " "), _few([*values])) for key, values in found.items() if key != "seed"]
+
+    code = [
+        ("commit", _few(list(dict.fromkeys((record.commit or "none")[:12] for record in records)))),
+        ("differs from it", _few(sorted({{None: "unknown", True: "yes", False: "no"}[r.dirty] for r in records}))),
+    ]
+    return section(
+        "Settings",
+        page.settings(
+            [
+                ("Protocol", facts(record.resolved["protocol"] for record in records)),
+                ("Machine", facts(record.machine for record in records)),
+                ("Versions", [*facts(record.versions for record in records), *code]),
+                (
+                    "Backbone",
+                    facts({"source": r.backbone_source, "fingerprint": r.job.fingerprint[:12]} for r in records),
+                ),
+            ]
+        ),
+        note="What is not the same in all runs is given in all its forms.",
+    )
+
+
+def _few(words: Sequence[str], most: int = 6) -> str:
+    shown = "; ".join(words[:most])
+    return shown if len(words) <= most else f"{shown}; and {len(words) - most} more"
