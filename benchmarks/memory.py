@@ -7,35 +7,29 @@ One contender a process, because the peak is the process's. Random weights, one 
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 
-from vitgraft import Backbone, build, cost
-from vitgraft.bench.provenance import machine, versions
-from vitgraft.weights import Loaded
+from vitgraft import build, cost
+
+from . import contenders, measure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="vit_small_patch16_224", help="a timm name; its tensors are random here")
+def main(words: list[str] | None = None) -> None:
+    parser = measure.parser(__doc__, model="vit_small_patch16_224")
     parser.add_argument("--task", default="segment")
     parser.add_argument("--head")
     parser.add_argument("--method", default="hst")
     parser.add_argument("--detached", action="store_true")
     parser.add_argument("--image-size", type=int, nargs=2, default=[512, 512], metavar=("H", "W"))
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    parser.add_argument("--batch-size", type=measure.at_least_one, default=1)
+    given = parser.parse_args(words)
 
-    vit = timm.create_model(given.model, num_classes=0, dynamic_img_size=True).eval()
-    backbone = Backbone(Loaded(vit, given.model, "random", given.model, (0.5,) * 3, (0.5,) * 3, "bicubic", (224, 224)))
-    arguments = {"detached": True} if given.detached else {}
+    backbone = contenders.random_backbone(given.model)
+    arguments: dict[str, Any] = {"detached": True} if given.detached else {}
     model = build(backbone, given.method, classes=80, task=given.task, head=given.head, **arguments)
     H, W = given.image_size
     images, targets = torch.randn(given.batch_size, 3, H, W), truth(given.task, given.batch_size, H, W)
@@ -50,11 +44,7 @@ def main() -> None:
     found["seconds_of_a_prediction"] = time.perf_counter() - begun
     found["peak_memory_bytes"] = cost.peak_memory(torch.device("cpu"))
     print(json.dumps(found, indent=1))
-    if given.json:
-        settings = {name: str(value) for name, value in vars(given).items()}
-        given.json.write_text(
-            json.dumps({"settings": settings, "machine": machine() | versions(), **found}, indent=1) + "\n"
-        )
+    measure.write(given, **found)
 
 
 def truth(task: str, B: int, H: int, W: int) -> Any:
@@ -68,4 +58,4 @@ def truth(task: str, B: int, H: int, W: int) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    measure.run(main)

@@ -5,15 +5,12 @@ python -m benchmarks.startup --repeat 9 --json startup.json
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import subprocess
 import sys
-import time
-from pathlib import Path
+from functools import partial
 
-from vitgraft.bench.provenance import machine, versions
+from . import measure
 
 STARTS = {
     "interpreter": ["-c", "pass"],
@@ -25,24 +22,20 @@ STARTS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--repeat", type=int, default=9)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    seconds: dict[str, list[float]] = {name: [] for name in STARTS}
-    for _ in range(given.repeat):
-        for name, words in STARTS.items():
-            begun = time.perf_counter()
-            subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL, check=True)
-            seconds[name].append(time.perf_counter() - begun)
+def main(words: list[str] | None = None) -> None:
+    given = measure.parser(__doc__, repeat=9).parse_args(words)
+    seconds = measure.turns(
+        {name: measure.timed(partial(_start, start)) for name, start in STARTS.items()}, given.repeat, warm=1
+    )
     bare = statistics.median(seconds["interpreter"])
-    print("| start | seconds above the interpreter |\n|---|---|")
-    for name, taken in seconds.items():
-        print(f"| `{name}` | {statistics.median(taken) - bare:.2f} |")
-    if given.json:
-        given.json.write_text(json.dumps({"machine": machine() | versions(), "seconds": seconds}, indent=1) + "\n")
+    rows = ([f"`{name}`", f"{statistics.median(taken) - bare:.2f}"] for name, taken in seconds.items())
+    print(measure.table(["start", "seconds above the interpreter"], rows))
+    measure.write(given, seconds=seconds)
+
+
+def _start(words: list[str]) -> None:
+    subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL, check=True)
 
 
 if __name__ == "__main__":
-    main()
+    measure.run(main)

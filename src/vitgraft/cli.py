@@ -73,6 +73,10 @@ def parser(method: type[Method] | None = None, *, with_bench: bool = False) -> a
     else:  # its options come from data files, which `vitgraft --help` need not read
         commands.add_parser("bench", help=BENCH, add_help=False)
 
+    get = _command(commands, "get", _get, "fetch the data sets of a suite, verify them and lay them out")
+    get.add_argument("suite", metavar="SUITE", help="such as vtab-1k or few-shot")
+    get.add_argument("--out", required=True, metavar="ROOT", help="folder for one folder per task")
+
     demo = _command(commands, "demo", _demo, "a real backbone on real pictures, in a few minutes")
     demo.add_argument("--out", default="vitgraft-demo", help="folder to make (default: vitgraft-demo)")
     return main
@@ -279,6 +283,19 @@ def _methods(given: argparse.Namespace) -> None:
         print(json.dumps(rows, ensure_ascii=False))
     else:
         print(catalogue.describe(given.name) if given.name else catalogue.text())
+
+
+def _get(given: argparse.Namespace) -> None:
+    from .get import get
+    from .show import Show
+
+    with Show() as show:
+
+        def bar(file: str) -> Callable[[int, int], None]:
+            update = show.bar(file, "MiB")
+            return lambda done, total: update(done >> 20, total >> 20)
+
+        get(given.suite, given.out, say=show.line, bar=bar)
 
 
 def _demo(given: argparse.Namespace) -> None:

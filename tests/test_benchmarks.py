@@ -1,0 +1,310 @@
+"""The programs of benchmarks/: each runs on a tiny model, and what it tells and writes is what it measured.
+
+No test looks at how long anything took.
+"""
+
+import json
+import math
+import re
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_backbone, random_images
+
+from vitgraft import Backbone, cost
+from vitgraft.data import Pictures
+from vitgraft.data.pictures import open_picture
+from vitgraft.errors import RequestError
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # benchmarks is no part of the package
+
+from benchmarks import (  # noqa: E402
+    contenders,
+    fit_time,
+    inference,
+    measure,
+    memory,
+    scaling,
+    size,
+    startup,
+    step_time,
+)
+
+TINY = ("--model", "vit_tiny_patch16_224")
+needs_peft = pytest.mark.skipif("peft" not in contenders.names(), reason="peft is not installed")
+
+
+@pytest.fixture
+def told(tmp_path, capsys):
+    """Runs a program with these words and --json: the table's rows by their first cell, and the record."""
+
+    def run(program, *words):
+        path = tmp_path / "out.json"
+        program.main([*map(str, words), "--json", str(path)])
+        lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line[:2] == "| "]
+        record = json.loads(path.read_text())
+        assert {"settings", "machine", "versions", "commit", "changed"} < record.keys()
+        assert str(tmp_path) not in path.read_text()  # no path of this machine
+        return {cells[0]: cells for cells in lines}, record
+
+    return run
+
+
+def positive(seconds, turns):
+    return len(seconds) == turns and all(0 < each < math.inf for each in seconds)
+
+
+# What they share
+
+
+def test_turns_go_round_and_the_first_do_not_count():
+    order = []
+    found = measure.turns({name: lambda name=name: order.append(name) or len(order) for name in "ab"}, 2, warm=1)
+    assert order == list("ababab")
+    assert found == {"a": [3, 5], "b": [4, 6]}
+
+
+def test_a_ratio_is_the_median_of_the_turns_ratios():
+    assert measure.ratio([1.0, 20.0, 4.0], [2.0, 10.0, 1.0]) == 2.0  # of the medians it would be 4 / 2
+
+
+def test_a_table_is_markdown():
+    assert measure.table(["", "s"], [["a", "1"], ["b", "2"]]).splitlines() == [
+        "|  | s |",
+        "|---|---|",
+        "| a | 1 |",
+        "| b | 2 |",
+    ]
+
+
+def test_the_same_backbone_each_time():
+    one, other = (contenders.random_backbone(TINY[1], 32) for _ in range(2))
+    assert one.fingerprint == other.fingerprint
+    assert one.native.size == (32, 32)
+
+
+def test_pictures_of_all_classes_and_of_the_size_that_was_asked_for(tmp_path):
+    root = contenders.make_pictures(tmp_path / "p", 12, 40, 64)
+    files = sorted(root.glob("train/*/*.jpg"))
+    assert len(files) == 12
+    assert len({file.parent.name for file in files}) == contenders.CLASSES
+    assert {open_picture(file).size for file in files} == {(64, 40)}
+
+
+@pytest.mark.parametrize(("method", "passes"), [("linear", 1), ("hst-detached", 1), ("bitfit", 3)])
+def test_several_tasks_share_a_pass_where_gradients_do_not_cross(method, passes):
+    backbone = random_backbone("cls")
+    images, models = random_images(backbone), [contenders.ours(method, backbone, seed).eval() for seed in range(3)]
+    calls = []
+    backbone.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        answers = contenders.several(models)(images)
+        assert len(calls) == passes
+        for answer, model in zip(answers, models, strict=True):
+            torch.testing.assert_close(answer, model(images))
+    assert not torch.equal(answers[0], answers[1])
+
+
+WRONG = {
+    "method": ("knows no 'convpas'.*Did you mean 'convpass'", "--method", "lora,convpas"),
+    "model": ("no plain ViT 'vit_tiny'", "--model", "vit_tiny"),
+    "no ViT": ("no plain ViT 'resnet50'", "--model", "resnet50"),
+    "repeat": ("'0' was given, but it takes a whole number of 1 or more", "--repeat", "0"),
+    "there": ("it is there already", "--json", __file__),
+    "no folder": ("there is no", "--json", "nowhere/out.json"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_bad_options_are_said_before_anything_is_measured(wrong, capsys):
+    message, *words = WRONG[wrong]
+    with pytest.raises(SystemExit) as end:
+        step_time.main(words)
+    assert end.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(message, said)
+
+
+@pytest.mark.parametrize("program", [step_time, inference, fit_time, scaling])
+def test_a_size_that_the_patch_does_not_divide_is_one_sentence(program, capsys):
+    with pytest.raises(SystemExit) as end:
+        measure.run(lambda: program.main([*TINY, "--image-size", "50"]))
+    assert end.value.code == 2
+    assert "the nearest sizes are 48 or 64" in capsys.readouterr().err
+
+
+# The programs
+
+
+@needs_peft
+def test_step_time(told):
+    words = ("--image-size", 32, "--batch-size", 2, "--repeat", 3)
+    rows, record = told(step_time, *TINY, *words, "--method", "hst-detached,lora", "--against", "full", "peft-lora")
+    assert list(record["seconds"]) == ["full", "peft-lora", "hst-detached", "lora"]
+    assert all(positive(seconds, 3) for seconds in record["seconds"].values())
+    assert rows["full"][2] == rows["peft-lora"][3] == "1.00"
+    assert record["settings"]["batch_size"] == 2
+    assert "peft" in record["versions"]
+
+
+@needs_peft
+def test_inference(told):
+    words = ("--image-size", 32, "--batch-size", 1, 2, "--repeat", 2, "--tasks", 1, 3)
+    rows, record = told(inference, *TINY, *words, "--method", "hst", "lora", "full", "peft-lora", "--precision", "bf16")
+    tasks = ["hst-detached, T = 1", "hst-detached, T = 3"]
+    names = ["timm", "hst", "lora", "lora merged", "full", "full merged", "peft-lora", "peft-lora merged", *tasks]
+    assert list(record["seconds"]) == ["1", "2"]
+    for by_name in record["seconds"].values():
+        assert list(by_name) == names
+        assert all(positive(seconds, 2) for seconds in by_name.values())
+    assert rows["timm"][2] == "1.000"
+    ratio, each = map(float, rows[tasks[1]][2:])
+    assert each == pytest.approx((ratio - 1) / 3, abs=1e-3)
+
+
+def test_what_is_merged_is_not_the_plain_backbone():
+    backbone = contenders.random_backbone(TINY[1], 32)
+    model = inference.trained("lora", backbone)
+    assert inference.merge(model).changed
+
+
+@needs_peft
+def test_size(told):
+    rows, record = told(size, *TINY, "--method", "linear", "lora", "consolidator", "peft")
+    backbone = contenders.random_backbone(TINY[1])
+    for name, found in record["adapters"].items():
+        model = contenders.ours(name, backbone)
+        model.method.consolidate()
+        counted = cost.parameters(model)
+        assert found["parameters"] == counted["method"] + counted["head"]
+        assert 2 * found["parameters"] < found["bytes"] < 4 * found["parameters"] + 2**15
+    rivals = record["rivals"]
+    vit, lora = rivals["timm's whole model"], rivals["peft's save_pretrained"]
+    assert vit["bytes"] > 4 * vit["parameters"] > 20e6
+    assert lora["parameters"] == record["adapters"]["peft"]["parameters"]  # the same method, and the same head
+    assert lora["bytes"] > 4 * lora["parameters"]
+    assert rows["lora"][2] == f"{record['adapters']['lora']['bytes']:,}"
+
+
+@needs_peft
+def test_fit_time(told):
+    words = ("--pictures", 12, "--jpeg-size", 40, 48, "--image-size", 32, 48, "--batch-size", 5, "--epochs", 2)
+    rows, record = told(fit_time, *TINY, *words, "--workers", 0, "--method", "hst-detached", "--precision", "32")
+    names = [f"hst-detached, {keep}" for keep in ("memory", "disk", "disk again", "pixels")]
+    assert list(record["fits"]) == ["32", "48"]
+    for by_name in record["fits"].values():
+        assert list(by_name) == [*names, "peft"]
+        for (one,) in by_name.values():
+            assert positive(one["epochs"], 2)
+            assert one["seconds"] > sum(one["epochs"])
+    assert record["pictures_an_epoch"] == 10
+    assert all(positive(rates, 1) for rates in record["pictures_decoded_a_second"].values())
+    assert rows["peft"][4] == rows["peft"][6] == "1.000"
+    assert rows["48"][-1] in ("decoding", "training")
+
+
+def test_a_fit_of_more_epochs_is_projected_from_the_later_ones():
+    one = fit_time.Fit(20.0, [8.0, 2.0, 3.0, 2.0])
+    assert one.later == 2.0
+    assert one.projected(4) == 20.0
+    assert one.projected(100) == 20.0 + 96 * 2.0
+    assert fit_time.Fit(5.0, [3.0]).later == 3.0
+
+
+@pytest.fixture
+def counted(tmp_path, monkeypatch):
+    """The fits of a linear probe on ten pictures for two epochs, and what they did: pictures that passed the backbone,
+    and times that the loader went to the files."""
+    root = contenders.make_pictures(tmp_path / "p", 10, 32, 32)
+    given = Namespace(model=TINY[1], pictures=10, epochs=2, batch_size=5, workers=0, precision="32", memory=4.0)
+    given.method, given.against, given.keep = ["linear"], [], fit_time.KEEP
+    done = {"passed": 0, "decoded": 0}
+    forward, decode = Backbone.forward, Pictures._decode
+
+    def count(name, number, value):
+        done[name] += number
+        return value
+
+    monkeypatch.setattr(Backbone, "forward", lambda *a: count("passed", len(a[1]), forward(*a)))
+    monkeypatch.setattr(Pictures, "_decode", lambda *a: count("decoded", 1, decode(*a)))
+    found = {}
+    for name, one in fit_time.all_fits(given, root, 32, tmp_path / "cache"):
+        done.update(passed=0, decoded=0)
+        one()
+        found[name.removeprefix("linear, ")] = dict(done)
+    return found
+
+
+def test_what_a_fit_keeps_is_what_was_asked_for(counted):
+    passed = {keep: done["passed"] - counted["memory"]["passed"] for keep, done in counted.items()}
+    # The second epoch passes the backbone again, or not even the first does; one more pass tells the size on disk.
+    assert passed == {"memory": 0, "disk": 1, "disk again": 1 - 10, "pixels": 10, "nothing": 10}
+    decoded = {keep: done["decoded"] for keep, done in counted.items()}
+    assert decoded["memory"] == decoded["disk"] == decoded["disk again"] == decoded["pixels"] == 1
+    assert decoded["nothing"] >= 1 + 2  # to check them, and in each epoch
+
+
+def test_the_bottleneck_is_the_slower_of_loader_and_fastest_fit():
+    given = Namespace(pictures=100, batch_size=50, epochs=3)
+    fits = {"a": [fit_time.Fit(9.0, [4.0, 1.0, 1.0])], "b": [fit_time.Fit(9.0, [2.0, 2.0, 2.0])]}
+    lines = fit_time.loading(given, {64: fits}, {64: [75.0]}).splitlines()[2:]
+    assert lines[0] == "| 64 | first | 75 | 50 | b | 1.50 | training |"
+    assert lines[1] == "| 64 | later | 75 | 100 | a | 0.75 | decoding |"
+
+
+@needs_peft
+def test_scaling(told):
+    points = {"pictures": [10, 20], "tasks": [1, 3], "side": [32, 48], "width": [64, 128]}
+    words = [word for axis, given in points.items() for word in (f"--{axis}", *given)]
+    names = ["hst-detached", "full", "peft-lora"]
+    more = ("--method", *names, "--image-size", 32, "--batch-size", 5, "--epochs", 1, "--repeat", 1)
+    rows, record = told(scaling, *TINY, *words, *more)
+    assert {axis: list(found) for axis, found in record["axes"].items()} == dict.fromkeys(points, names)
+    for axis, found in record["axes"].items():
+        for growth in found.values():
+            assert growth["points"] == points[axis]
+            assert all(positive(seconds, 1) for seconds in growth["seconds"])
+            assert math.isfinite(growth["exponent"])
+            assert growth["residual"] == pytest.approx(0, abs=1e-6)  # two points, one line
+    assert rows["full"][3] == f"{record['axes']['width']['full']['exponent']:.2f}"
+
+
+def test_the_exponent_and_what_the_line_misses():
+    points = [10, 100, 1000]
+    growth = scaling.along(points, [[0.1 * n**1.5, 1e9, 0.0] for n in points])  # medians, so outliers do not count
+    assert growth["exponent"] == pytest.approx(1.5)
+    assert growth["residual"] == pytest.approx(0, abs=1e-9)
+    # Logarithms 0, 3, 0 over equal steps: the line is flat at 1 and misses 1, 2, 1.
+    bent = scaling.along(points, [[1.0], [math.exp(3)], [1.0]])
+    assert bent["exponent"] == pytest.approx(0, abs=1e-9)
+    assert bent["residual"] == pytest.approx(math.sqrt(2))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--axis", "side", "--side", "32"), "--side has one point"),
+        (("--axis", "width", "--width", "64", "100"), "100"),
+    ],
+)
+def test_points_that_cannot_be(words, message):
+    with pytest.raises(RequestError, match=message):
+        scaling.main([*TINY, "--image-size", "32", "--batch-size", "2", "--method", "linear", *words])
+
+
+def test_memory(told):
+    _, record = told(memory, *TINY, "--task", "segment", "--method", "linear", "--image-size", 64, 64)
+    found = {name: record[name] for name in record if name.startswith(("bytes", "seconds", "peak"))}
+    assert len(found) == 4
+    assert all(value > 0 for value in found.values())
+
+
+def test_startup(told, monkeypatch):
+    monkeypatch.setattr(startup, "STARTS", {name: startup.STARTS[name] for name in ("interpreter", "vitgraft --help")})
+    rows, record = told(startup, "--repeat", 2)
+    assert all(positive(seconds, 2) for seconds in record["seconds"].values())
+    assert rows["`interpreter`"][1] == "0.00"
