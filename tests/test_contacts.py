@@ -94,6 +94,7 @@ def timm_blocks(vit, images):
 
 
 def test_train_uses_a_copy_of_the_tensor(backbone, images):
+    backbone, images = backbone.double(), images.double()
     method = attached(Trains, backbone)
     before = {name: t.clone() for name, t in backbone.tensors().items()}
     plain = backbone(images).tokens

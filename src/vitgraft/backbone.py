@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from .contacts import Contacts
 from .data.preprocess import Preprocess
 from .errors import RequestError, near_misses
 from .features import Activations
+from .remake import remade
 from .weights import Loaded, load
 
 # The linear layers of a block that a method may change; their own forward passes are written out below.
@@ -163,10 +165,16 @@ class Backbone(nn.Module):
 
     # ---------------------------------------------------------------------------------------------- forward
 
-    def forward(self, images: Tensor, contacts: Contacts | None = None) -> Activations:
-        """images [B, 3, H, W] (normalised), with a method's contacts or none -> Activations."""
+    def forward(self, images: Tensor, contacts: Contacts | None = None, *, pooled_only: bool = False) -> Activations:
+        """images [B, 3, H, W] (normalised), with a method's contacts or none -> Activations.
+
+        pooled_only: nothing but `pool` will look at the tokens. Where it takes CLS, the last block then computes its
+        sub-layers for the prefix tokens alone, and these are all that is given.
+        """
         c = self._in_effect(contacts)
         x, grid = self._embed(images, c)
+        end = self.depth - 1
+        short = pooled_only and self.pooling == "token" and end not in c.taps
         found = Activations(x, grid)
         drop = c.drop_path if c.training and c.inside else 0.0
         M = last = 0  # how many extra tokens stand in front, and their last block
@@ -177,8 +185,9 @@ class Backbone(nn.Module):
                 tokens, last = c.tokens[i]
                 M = tokens.shape[1]
                 x = torch.cat([tokens.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
-            x = self._block(i, x, c, grid, drop * i / max(self.depth - 1, 1))
-            if M and i == last:
+            wanted = slice(M, M + self.prefix) if short and i == end else None
+            x = self._block(i, x, c, grid, drop * i / max(end, 1), wanted)
+            if M and i == last and wanted is None:
                 found.extra[i], x = x.split([M, x.shape[1] - M], dim=1)
                 M = 0
             if i in c.taps:
@@ -238,26 +247,44 @@ class Backbone(nn.Module):
             x = x + position
         return self._call("norm_pre", x, c), (h, w)
 
-    def _block(self, i: int, x: Tensor, c: Contacts, grid: tuple[int, int], rate: float) -> Tensor:
-        """One pre-norm block with a drop path rate, [B, P+N, D] -> the same."""
+    def _block(
+        self, i: int, x: Tensor, c: Contacts, grid: tuple[int, int], rate: float, wanted: slice | None = None
+    ) -> Tensor:
+        """One pre-norm block with a drop path rate, [B, P+N, D] -> the same, or the wanted tokens of it."""
         for norm, sublayer, scale in (("norm1", "attn", "ls1"), ("norm2", "mlp", "ls2")):
             path = f"blocks.{i}.{sublayer}"
-            inputs = self._call(f"blocks.{i}.{norm}", x, c)
-            outputs = self._attention(path, inputs, c) if sublayer == "attn" else self._mlp(path, inputs, c)
-            x = x + drop_path(self._call(f"blocks.{i}.{scale}", outputs, c), rate)
+            inputs = remade(partial(self._call, f"blocks.{i}.{norm}", c=c), x)
+            if sublayer == "attn":
+                outputs = self._attention(path, inputs, c, wanted)
+                if wanted is not None:
+                    x, inputs = x[:, wanted], inputs[:, wanted]
+            else:
+                outputs = self._mlp(path, inputs, c)
+            x = self._add(f"blocks.{i}.{scale}", x, drop_path(outputs, rate), c)
             if (branch := c.branch_at.get(path)) is not None:
                 # Outside LayerScale, which would mute it (gamma is about 1e-5 at the start of DINOv2's training).
-                x = x + drop_path(branch(inputs, outputs, grid), rate)
+                x += drop_path(branch(inputs, outputs, grid), rate)
             if (after := c.after_at.get(path)) is not None:
                 x = after(x)
         return x
 
-    def _attention(self, path: str, x: Tensor, c: Contacts) -> Tensor:
+    def _add(self, path: str, x: Tensor, outputs: Tensor, c: Contacts) -> Tensor:
+        """x plus the outputs of a sub-layer through the LayerScale at `path`, in one pass over memory."""
+        scale: Any = self._at[path]
+        if isinstance(scale, nn.Identity):
+            return x + outputs
+        return torch.addcmul(x, outputs, c.own(path).get("gamma", scale.gamma))
+
+    def _attention(self, path: str, x: Tensor, c: Contacts, wanted: slice | None) -> Tensor:
+        """From the wanted tokens, or all, to all."""
         attn: Any = self._at[path]
         B, T, _ = x.shape
         qkv = self._call(f"{path}.qkv", x, c).view(B, T, 3, attn.num_heads, attn.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        # Parted before it is turned: the gradients then lie together as the linear layer wants them.
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
         q, k = self._call(f"{path}.q_norm", q, c), self._call(f"{path}.k_norm", k, c)
+        if wanted is not None:
+            q = q[:, :, wanted]
         x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return self._call(f"{path}.proj", self._call(f"{path}.norm", x, c), c)
 
@@ -265,7 +292,7 @@ class Backbone(nn.Module):
         mlp: Any = self._at[path]
         if type(mlp) is not Mlp:  # SwiGLU and its kin: trained tensors reach it, its linears are not among `linears`
             return self._call(path, x, c)
-        x = mlp.act(self._call(f"{path}.fc1", x, c))
+        x = remade(mlp.act, self._call(f"{path}.fc1", x, c))
         return self._call(f"{path}.fc2", self._call(f"{path}.norm", x, c), c)
 
     def _call(self, path: str, x: Tensor, c: Contacts) -> Tensor:

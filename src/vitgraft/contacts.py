@@ -149,14 +149,14 @@ class Contacts(nn.Module):
         """Adds `branch(inputs, outputs, grid)` to the residual stream beside the sub-layer at `path`.
 
         inputs [B, P+N, D] is what enters the sub-layer (after its norm), outputs [B, P+N, D] what leaves it (before
-        LayerScale), grid the patch grid (h, w).
+        LayerScale), grid the patch grid (h, w). Where nothing reads the patches any more, both are [B, P, D].
         """
         _check_sublayer(backbone, path)
         _place(self.branches, self.branch_at, path, branch)
 
     def add_after(self, backbone: Backbone, path: str, module: nn.Module) -> None:
-        """Passes the residual stream through `module(x)`, [B, P+N, D] -> the same, after the sub-layer at `path` has
-        been added to it."""
+        """Passes the residual stream through `module(x)`, [B, P+N, D] -> the same token by token, after the sub-layer at `path`
+        has been added to it."""
         _check_sublayer(backbone, path)
         _place(self.afters, self.after_at, path, module)
 

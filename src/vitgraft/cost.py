@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .model import Model
+from .remake import watched
 
 
 def parameters(model: Model) -> dict[str, int]:
@@ -61,7 +62,7 @@ def kept_bytes(model: Model, images: Tensor, targets: Tensor) -> int:
             kept[_storage(t)] = t
         return t
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), watched(pack):
         losses = model(images, targets)
     del losses
     for buffer, value in before:

@@ -15,6 +15,7 @@ from .backbone import Backbone
 from .features import Activations
 from .heads.pyramid import Pyramid
 from .method import Method
+from .remake import remaking
 
 PIXELS_PER_PATCH = 16  # in pictures of the dense tasks, whatever the backbone's own patch is
 
@@ -42,6 +43,12 @@ class Model(nn.Module):
         activations: an earlier `read` of the same pictures. sizes: (h, w) of each picture inside its padding, where it
         has some. Dense tasks take sides that 32 divides.
         """
+        with remaking():
+            return self._forward(images, targets, activations, sizes)
+
+    def _forward(
+        self, images: Tensor, targets: Any, activations: Activations | None, sizes: list[tuple[int, int]] | None
+    ) -> Any:
         if activations is None:
             activations = self.read(images)
         features = self.method.features(self.backbone, images, activations)
@@ -53,7 +60,7 @@ class Model(nn.Module):
 
     def read(self, images: Tensor) -> Activations:
         """The pass through the backbone, images [B, 3, H, W]."""
-        return self.method.read(self.backbone, self.seen(images))
+        return self.method.read(self.backbone, self.seen(images), pooled_only=not self.head.levels)
 
     def seen(self, images: Tensor) -> Tensor:
         """What the backbone sees of images [B, 3, H, W].

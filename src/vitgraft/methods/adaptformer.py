@@ -25,7 +25,7 @@ class AdaptFormer(Method):
     paper = "Chen et al. 2022, arXiv 2205.13535"
     published = "VTAB-1k 74.7 (mean of groups, ViT-B/16 IN-21k; Jie and Deng 2022)"
     variants = ({"bottleneck": 5, "scale": 1.0},)
-    keeps = 0.75
+    keeps = 0.55
 
     def __init__(self, *, bottleneck: int = 8, scale: float = 0.1, dropout: float = 0.1) -> None:
         super().__init__()

@@ -14,7 +14,6 @@ class BitFit(Method):
     title = "BitFit"
     paper = "Ben Zaken et al. 2022, arXiv 2106.10199"
     published = "VTAB-1k 62.1 (mean of 19, ViT-B/16 IN-21k; Jia et al. 2022)"
-    keeps = 0.8
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)

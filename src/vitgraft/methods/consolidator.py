@@ -12,7 +12,7 @@ are added to W and b.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone, drop_path
 from ..contacts import Change
+from ..effective import Effective
 from ..errors import RequestError
 from ..method import Method, check_share
 
 LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+AT_ONCE = 32  # inputs; of more, the product of several groups spends itself on what is not kept
 
 
 class Consolidator(Method):
@@ -49,7 +51,6 @@ class Consolidator(Method):
         {"groups": (6, 12), "reorder": True, "originals": ("bias", "norm")},
         {"split_qkv": True, "originals": ()},
     )
-    keeps = 1.5  # 0.99 with one branch
 
     def __init__(
         self,
@@ -150,7 +151,7 @@ def _check_groups(backbone: Backbone, groups: Sequence[int], split_qkv: bool) ->
             )
 
 
-class Grouped(Change):
+class Grouped(Effective):
     """Grouped branches beside a linear layer; reach: for each branch the inputs of every output, [outs, n]."""
 
     def __init__(self, reach: list[np.ndarray], ins: int, drop: float, *, parts: int, reorder: bool) -> None:
@@ -168,25 +169,44 @@ class Grouped(Change):
 
     def summed(self) -> tuple[Tensor, Tensor]:
         """All branches as one weight [outs, ins] and one bias [outs]."""
-        delta = self.weights[0].new_zeros(self.support.shape)
-        for i, weight in enumerate(self.weights):
-            delta = delta.scatter_add(1, getattr(self, f"reach{i}"), weight)
-        return delta, torch.stack(list(self.biases)).sum(0)
+        return self.merged(self.weights[0].new_zeros(self.support.shape), None)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        delta, beta = self.summed()
-        return weight + delta, beta if bias is None else bias + beta
+        for i, A in enumerate(self.weights):
+            weight = weight.scatter_add(1, getattr(self, f"reach{i}"), A.to(weight.dtype))
+        beta = torch.stack(list(self.biases)).sum(0)
+        return weight, beta if bias is None else bias + beta
+
+    def gradients(self, x: Tensor, dy: Tensor, total: Callable[[], Tensor]) -> tuple[Tensor, ...]:
+        return *(self._gradient(x, dy, A.shape) for A in self.weights), *(total() for _ in self.biases)
+
+    def _gradient(self, x: Tensor, dy: Tensor, shape: torch.Size) -> Tensor:
+        """Of one A, [outs, n].
+
+        Products of a few groups at once, whose diagonal blocks are kept: those of single groups are too small to be
+        fast.
+        """
+        n = shape[1]
+        g = x.shape[1] // n
+        m = max(k for k in range(1, g + 1) if not g % k and (k * n <= AT_ONCE or k == 1))
+        blocks = torch.einsum(
+            "tpgo,tgi->pgoi", dy.unflatten(1, (self.parts, g // m, -1)), self._grouped(x, g).unflatten(1, (g // m, -1))
+        )
+        blocks = blocks.unflatten(3, (m, n)).unflatten(2, (m, -1))  # [parts, g / m, m, o, m, n]
+        return blocks.diagonal(dim1=2, dim2=4).movedim(-1, 2).reshape(shape)
+
+    def _grouped(self, x: Tensor, g: int) -> Tensor:
+        """S x: the channels of x [..., in] in the order in which they fall into g groups."""
+        return x.unflatten(-1, (g, -1)).mT.flatten(-2) if self.reorder else x
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not self.training:
+        if not (self.drop and self.training):
             return super().forward(x, weight, bias)
         y = F.linear(x, weight, bias)
         for A, beta in zip(self.weights, self.biases, strict=True):
             n = A.shape[1]
             g = x.shape[-1] // n
-            groups = x.unflatten(-1, (g, n))
-            if self.reorder:
-                groups = groups.mT.reshape(groups.shape)
+            groups = self._grouped(x, g).unflatten(-1, (g, n))
             # o outputs in each of the g groups, in each of the parts
             branch = torch.einsum("btgi,pgoi->btpgo", groups, A.view(self.parts, g, -1, n)).flatten(2)
             y = y + drop_path(branch + beta, self.drop)

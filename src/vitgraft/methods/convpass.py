@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone import Backbone
+from ..bottleneck import widen
 from ..method import Method, check_positive, check_share, check_some
 
 
@@ -36,7 +37,6 @@ class Convpass(Method):
     published = "VTAB-1k 76.6 (mean of groups, ViT-B/16 IN-21k, best epoch on test; table 1)"
     choices = {"sublayers": ("attn", "mlp"), "conv_init": ("identity", "xavier")}
     variants = ({"sublayers": ("attn",)}, {"conv_init": "xavier", "scale": 0.1})
-    keeps = 0.75
 
     def __init__(
         self,
@@ -87,12 +87,13 @@ class Bypass(nn.Module):
     def forward(self, inputs: Tensor, outputs: Tensor, grid: tuple[int, int]) -> Tensor:
         """inputs [B, P+N, D] -> [B, P+N, D]; the sub-layer's own outputs are not looked at."""
         x = quick_gelu(self.down(inputs))
-        patches = self.conv(x[:, self.P :].mT.unflatten(2, grid)).flatten(2).mT
-        if self.P:
-            # With zero padding a picture of one pixel meets the centre of the kernel and nothing else.
-            prefix = F.linear(x[:, : self.P], self.conv.weight[:, :, 1, 1], self.conv.bias)
-            patches = torch.cat([prefix, patches], dim=1)
-        return self.scale * self.up(self.drop(quick_gelu(patches)))
+        # With zero padding a picture of one pixel meets the centre of the kernel and nothing else.
+        found = [F.linear(x[:, : self.P], self.conv.weight[:, :, 1, 1], self.conv.bias)] if self.P else []
+        if x.shape[1] > self.P:
+            found.append(self.conv(x[:, self.P :].mT.unflatten(2, grid)).flatten(2).mT)
+        x = quick_gelu(torch.cat(found, dim=1))
+        up = self.up
+        return widen(self.drop(x), self.scale * up.weight, self.scale * up.bias)
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone import Backbone
+from ..bottleneck import widen
 from ..contacts import Change
 from ..errors import RequestError
 from ..method import Method, check_positive, check_share
@@ -35,7 +36,7 @@ class FacT(Method):
     published = "VTAB-1k 73.7 (TT, mean of 19, ViT-B/16 IN-21k, last epoch; Mai et al. 2025)"
     choices = {"form": ("tt", "tk")}
     variants = ({"form": "tk", "scale": 10.0},)
-    keeps = 1.05
+    keeps = 0.62
 
     def __init__(self, *, form: str = "tt", rank: int = 16, scale: float = 1.0, dropout: float = 0.1) -> None:
         super().__init__()
@@ -108,6 +109,6 @@ class Slices(Change):
         if self.inwards:
             low = F.linear(x.unflatten(-1, (self.n, -1)), f.u)  # [B, T, n, R]
             low = F.linear(low.flatten(-2), core.transpose(0, 1).flatten(1))
-            return y + self.scale * F.linear(self.drop(low), f.v)
+            return y + widen(self.drop(low), self.scale * f.v)
         low = F.linear(F.linear(x, f.u), core.flatten(0, 1)).unflatten(-1, (self.n, -1))
-        return y + self.scale * F.linear(self.drop(low), f.v).flatten(-2)
+        return y + widen(self.drop(low), self.scale * f.v).flatten(-2)

@@ -15,7 +15,6 @@ class LayerNorm(Method):
     title = "LayerNorm tuning"
     paper = "Basu et al. 2023, arXiv 2304.01917"
     published = "VTAB-1k 71.2 (mean of 19, ViT-B/16 IN-21k, last epoch; Mai et al. 2025)"
-    keeps = 0.8
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)

@@ -11,7 +11,7 @@ class Linear(Method):
 
     title = "Linear probe"
     published = "VTAB-1k 52.9 (mean of 19, ViT-B/16 IN-21k; Jia et al. 2022)"
-    keeps = 0.02
+    keeps = 0.001
 
     @property
     def recipe(self) -> dict[str, float]:

@@ -6,14 +6,15 @@ Hu et al. 2022, arXiv 2106.09685:  W' = W + alpha / R  B A,  with B = 0 at the s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone import Backbone
-from ..contacts import Change
+from ..bottleneck import widen
+from ..effective import Effective, compute_dtype
 from ..method import Method, check_positive, check_share, check_some
 
 THIRDS = ("q", "k", "v")  # of the fused qkv
@@ -35,7 +36,6 @@ class LoRA(Method):
     published = "VTAB-1k 74.5 (mean of groups, ViT-B/16 IN-21k; NOAH, Zhang et al. 2022)"
     choices = {"targets": (*THIRDS, "qkv", "proj", "fc1", "fc2")}
     variants = ({"targets": ("qkv", "proj", "fc1", "fc2")}, {"targets": ("q", "k", "v"), "rank": 3, "alpha": 6.0})
-    keeps = 1.0  # 0.7 with q and v
 
     def __init__(
         self, *, targets: Sequence[str] = ("q", "v"), rank: int = 8, alpha: float = 8.0, dropout: float = 0.0
@@ -64,7 +64,7 @@ class LoRA(Method):
                 self.contacts.change(backbone, f"blocks.{i}.{layer}", change)
 
 
-class LowRank(Change):
+class LowRank(Effective):
     """Low-rank updates of some rows of a linear layer, [start, end) each; one product for all of them."""
 
     def __init__(self, ins: int, outs: int, rows: list[tuple[int, int]], R: int, alpha: float, dropout: float) -> None:
@@ -88,8 +88,18 @@ class LowRank(Change):
         return torch.stack(placed).sum(0)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return weight + self.scale * self.up() @ self.A, bias
+        return torch.addmm(weight, self.up(), self.A, alpha=self.scale), bias
+
+    def gradients(self, x: Tensor, dy: Tensor, total: Callable[[], Tensor]) -> tuple[Tensor, ...]:
+        up = self.scale * self.up()
+        dA = (dy @ up.to(dy.dtype)).mT @ x
+        dup = self.scale * (x @ self.A.mT.to(x.dtype)).mT @ dy  # [len(rows) R, outs]: B's gradients, turned
+        R = self.B[0].shape[1]
+        return dA, *(dup[i * R : (i + 1) * R, start:end].mT for i, (start, end) in enumerate(self.rows))
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # In 16 bits the sum of a weight and a small update is the weight.
+        if torch.finfo(compute_dtype(x)).bits > 16 and not (self.drop.p and self.training):
+            return super().forward(x, weight, bias)
         low = F.linear(self.drop(x), self.A)
-        return F.linear(x, weight, bias) + F.linear(low, self.scale * self.up())
+        return F.linear(x, weight, bias) + widen(low, self.scale * self.up())

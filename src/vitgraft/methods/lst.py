@@ -38,7 +38,7 @@ class LST(Method):
     title = "LST, ladder side-tuning"
     paper = "Sung et al. 2022, arXiv 2206.06522"
     published = "VTAB-1k 71.7 (mean of 19, ViT-B/16 IN-21k, 2.38 M; as listed by V-PETL Bench)"
-    keeps = 0.3
+    keeps = 0.22
 
     def __init__(self, *, reduction: int = 8) -> None:
         super().__init__()

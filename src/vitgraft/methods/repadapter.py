@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone import Backbone
+from ..bottleneck import widen
 from ..contacts import Change
 from ..errors import RequestError
 from ..method import Method, check_positive, check_share
@@ -28,7 +29,6 @@ class RepAdapter(Method):
     paper = "Luo et al. 2023, arXiv 2302.08106"
     published = "VTAB-1k 73.6 (mean of 19, ViT-B/16 IN-21k, last epoch; Mai et al. 2025)"
     variants = ({"bottleneck": 6, "groups": 3, "scale": 0.5},)
-    keeps = 0.85
 
     def __init__(self, *, bottleneck: int = 8, groups: int = 2, scale: float = 1.0, dropout: float = 0.1) -> None:
         super().__init__()
@@ -69,5 +69,5 @@ class OnEntrance(Change):
         return weight + weight @ up @ self.down.weight, shift if bias is None else bias + shift
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        up = F.linear(self.drop(self.down(x)), torch.block_diag(*self.up), self.up_bias)
-        return F.linear(x + self.scale * up, weight, bias)
+        up = self.scale * torch.block_diag(*self.up)
+        return F.linear(x + widen(self.drop(self.down(x)), up, self.scale * self.up_bias), weight, bias)

@@ -38,7 +38,7 @@ class SCT(Method):
     published = "VTAB-1k 73.6 (mean of 19, ViT-B/16 IN-21k, augmentation on 11 tasks, best epoch on test)"
     choices = {"mode": ("attn", "mlp", "qkv")}
     variants = ({"mode": "mlp", "scale": 0.5}, {"mode": "qkv", "scale": 0.5, "scale_x": True})
-    keeps = 0.8
+    keeps = 0.62
 
     def __init__(
         self, *, mode: str = "attn", channels: int | None = None, scale: float = 1.0, scale_x: bool = False

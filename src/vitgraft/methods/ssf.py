@@ -28,7 +28,7 @@ class SSF(Method):
     title = "SSF, scaling and shifting features"
     paper = "Lian et al. 2022, arXiv 2210.08823"
     published = "VTAB-1k 73.1 (mean of 19, ViT-B/16 AugReg IN-21k; table 1)"
-    keeps = 1.2
+    keeps = 1.12
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
@@ -50,5 +50,5 @@ class ScaleShift(Change):
         return gamma * weight, None if bias is None or self.beta is None else self.gamma * bias + self.beta
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y = self.gamma * F.linear(x, weight, bias)
-        return y if self.beta is None else y + self.beta
+        y = F.linear(x, weight, bias)
+        return self.gamma * y if self.beta is None else torch.addcmul(self.beta.to(y.dtype), self.gamma.to(y.dtype), y)

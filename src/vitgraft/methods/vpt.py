@@ -29,7 +29,7 @@ class VPT(Method):
     published = "VTAB-1k 69.4 (mean of 19, ViT-B/16 IN-21k; table 1)"
     choices = {"form": ("deep", "shallow")}
     variants = ({"form": "shallow"},)
-    keeps = 0.75
+    keeps = 0.62
 
     def __init__(self, *, form: str = "deep", prompts: int = 10) -> None:
         super().__init__()

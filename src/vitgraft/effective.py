@@ -1,0 +1,66 @@
+"""Linear layers that are computed on their changed weight, also while the change trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .contacts import Change
+
+
+class Effective(Change):
+    """A change whose training step costs what the frozen layer's does, and its own few gradients.
+
+    Forward and backward are one product each, with the merged weight, which is formed anew in both and never kept. Left
+    to autograd, the gradient of the merged weight would be formed, a third product of that size, to be summed into the
+    few tensors of the change; `gradients` gives those directly. What `merged` does to the bias must be to add to it.
+    """
+
+    def gradients(self, x: Tensor, dy: Tensor, total: Callable[[], Tensor]) -> tuple[Tensor, ...]:
+        """x [n, in] and dy [n, out], the gradient of the outputs, total() its sum [out] -> the gradients of
+        `parameters()`, in that order."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if weight.requires_grad or torch.compiler.is_compiling():
+            return super().forward(x, weight, bias)
+        return _Product.apply(x.to(compute_dtype(x)), weight, bias, self, *self.parameters())
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """In which a product with x [...] is computed here and now."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class _Product(torch.autograd.Function):
+    """x [..., in] with the frozen weight [out, in] and the bias [out] that `change` changes -> [..., out]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, change: Effective, *parameters: Tensor
+    ) -> Tensor:
+        ctx.change, ctx.bias_dtype = change, None if bias is None else bias.dtype
+        ctx.save_for_backward(x, weight, *parameters)
+        merged, shift = change.merged(weight, bias)
+        return F.linear(x, merged.to(x.dtype), None if shift is None else shift.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *parameters = ctx.saved_tensors
+        dx = None
+        if ctx.needs_input_grad[0]:
+            merged, _ = ctx.change.merged(weight, None)
+            dx = dy @ merged.to(dy.dtype)
+        rows = dy.flatten(0, -2)
+        total = cache(lambda: rows.sum(0))
+        own = ctx.change.gradients(x.flatten(0, -2), rows, total)
+        bias = total().to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+        return dx, None, bias, None, *(g.to(p.dtype) for g, p in zip(own, parameters, strict=True))

@@ -1,0 +1,91 @@
+"""Intermediate tensors that backward makes again instead of keeping them.
+
+A GELU or a LayerNorm keeps its inputs for its own backward pass. Its outputs, which the next layer keeps as well where
+that layer trains, follow from them at the price of one pass over memory.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Function = Callable[[Tensor], Tensor]
+
+
+class Recipe(NamedTuple):
+    """How to make the tensor `made` again: function(inputs)."""
+
+    made: weakref.ref[Tensor]
+    function: Function
+    inputs: Tensor
+
+
+class Packed(NamedTuple):
+    """What is kept in the place of a tensor."""
+
+    recipe: Recipe
+    shape: torch.Size
+
+
+_recipes: list[dict[int, Recipe]] = []  # of the forward passes under way, the innermost last; by storage
+_watchers: list[Callable[[Tensor], object]] = []
+
+
+@contextmanager
+def remaking() -> Iterator[None]:
+    """Inside, what `remade` gives is made again in backward wherever autograd would keep it."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        yield
+        return
+    recipes: dict[int, Recipe] = {}
+
+    def pack(t: Tensor) -> Tensor | Packed:
+        recipe = recipes.get(_identity(t))
+        made = None if recipe is None else recipe.made()
+        # A storage whose tensor is gone may be another's by now.
+        if recipe is not None and made is not None and t.numel() == made.numel() and t.is_contiguous():
+            return Packed(recipe, t.shape)
+        for watch in _watchers:
+            watch(t)
+        return t
+
+    _recipes.append(recipes)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
+            yield
+    finally:
+        _recipes.pop()
+
+
+def remade(function: Function, inputs: Tensor) -> Tensor:
+    """function(inputs), contiguous; function must be cheap, give the same each time, and keep its inputs by itself."""
+    made = function(inputs)
+    if _recipes and made.requires_grad:
+        _recipes[-1][_identity(made)] = Recipe(weakref.ref(made), function, inputs.detach())
+    return made
+
+
+@contextmanager
+def watched(watch: Callable[[Tensor], object]) -> Iterator[None]:
+    """Inside, `watch` is called with each tensor that a pass under `remaking` keeps after all."""
+    _watchers.append(watch)
+    try:
+        yield
+    finally:
+        _watchers.remove(watch)
+
+
+def _unpack(kept: Tensor | Packed) -> Tensor:
+    if isinstance(kept, Tensor):
+        return kept
+    with torch.no_grad():
+        return kept.recipe.function(kept.recipe.inputs).view(kept.shape)
+
+
+def _identity(t: Tensor) -> int:
+    return t.untyped_storage()._cdata
