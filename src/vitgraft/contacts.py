@@ -155,8 +155,8 @@ class Contacts(nn.Module):
         _place(self.branches, self.branch_at, path, branch)
 
     def add_after(self, backbone: Backbone, path: str, module: nn.Module) -> None:
-        """Passes the residual stream through `module(x)`, [B, P+N, D] -> the same token by token, after the sub-layer at `path`
-        has been added to it."""
+        """Passes the residual stream, once the sub-layer at `path` has been added to it, through `module(x)`:
+        [B, P+N, D] -> the same, token by token."""
         _check_sublayer(backbone, path)
         _place(self.afters, self.after_at, path, module)
 

@@ -28,7 +28,7 @@ class SSF(Method):
     title = "SSF, scaling and shifting features"
     paper = "Lian et al. 2022, arXiv 2210.08823"
     published = "VTAB-1k 73.1 (mean of 19, ViT-B/16 AugReg IN-21k; table 1)"
-    keeps = 1.12
+    keeps = 1.13
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
