@@ -7,6 +7,7 @@ neither runs code of vitgraft. Every tensor and every picture is random: no time
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "lora-all": {"method": "lora", "targets": ("qkv", "proj", "fc1", "fc2")},
 }
 RIVALS = ("full", "peft-lora")
+CACHED = {"hst-cached": "hst-detached"}  # a training step on activations that an earlier pass left
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -96,26 +98,43 @@ def random_images(batch_size: int, size: int) -> Tensor:
 def training_step(
     name: str, model: str, size: int, batch_size: int, precision: str, **changes: Any
 ) -> Callable[[], None]:
-    """One training step, of one of `names` or RIVALS: forward, backward, AdamW."""
+    """One training step, of one of `names`, CACHED or RIVALS: forward, backward, AdamW."""
     torch.manual_seed(0)
     images, labels = random_images(batch_size, size), torch.randint(0, CLASSES, (batch_size,)).to(DEVICE)
-    trained: Any = (
-        rival(name, model, size, **changes) if name in RIVALS else ours(name, random_backbone(model, size, **changes))
-    )
-    trained = trained.to(DEVICE).train()
+    trained = contender(name, model, size, **changes).to(DEVICE)
+    loss = training_loss(name, trained, images, labels, precision)
     optimizer = torch.optim.AdamW((p for p in trained.parameters() if p.requires_grad), lr=1e-4)
 
     def step() -> None:
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=precision == "bf16"):
-            if isinstance(trained, Model):
-                loss = sum(trained(images, labels).values())
-            else:
-                loss = F.cross_entropy(trained(images), labels)
-        loss.backward()
+        loss().backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return step
+
+
+def contender(name: str, model: str, size: int, **changes: Any) -> nn.Module:
+    """One of `names`, CACHED or RIVALS, to be trained."""
+    if name in RIVALS:
+        return rival(name, model, size, **changes).train()
+    return ours(CACHED.get(name, name), random_backbone(model, size, **changes)).train()
+
+
+def training_loss(
+    name: str, trained: nn.Module, images: Tensor, labels: Tensor, precision: str
+) -> Callable[[], Tensor]:
+    """The forward pass of a training step of a `contender`."""
+    cast = partial(torch.autocast, images.device.type, torch.bfloat16, enabled=precision == "bf16")
+    with cast():
+        more = {"activations": trained.read(images)} if isinstance(trained, Model) and name in CACHED else {}
+
+    def loss() -> Tensor:
+        with cast():
+            if isinstance(trained, Model):
+                return sum(trained(images, labels, **more).values())
+            return F.cross_entropy(trained(images), labels)
+
+    return loss
 
 
 def several(models: Sequence[nn.Module]) -> Callable[[Tensor], list[Any]]:

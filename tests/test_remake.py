@@ -78,3 +78,45 @@ def test_a_step_of_a_model_is_the_same_to_the_bit_and_keeps_less(method, monkeyp
     assert less < more
     for name, gradient in ours.items():
         assert torch.equal(gradient, theirs[name]), name
+
+
+@pytest.mark.parametrize("method", ["full", "hst", "convpass", "consolidator", "lora", "vpt", "sct"])
+def test_checkpointing_changes_no_gradient(method):
+    """Dropout and drop path draw the same numbers again."""
+    backbone = random_backbone("dinov2")
+    images, labels = random_images(backbone), torch.tensor([0, 1, 2])
+    gradients = []
+    for checkpointing in (True, False):
+        model = build(backbone, method, classes=3).train()
+        model.method.ready = True
+        model.method.contacts.drop_path = 0.3
+        model.method.contacts.gradient_checkpointing = checkpointing
+        torch.manual_seed(1)
+        sum(model(images, labels).values()).backward()
+        gradients.append({name: p.grad for name, p in model.trained().items()})
+    ours, theirs = gradients
+    for name, gradient in ours.items():
+        assert torch.equal(gradient, theirs[name]), name
+
+
+def test_checkpointing_keeps_a_fraction():
+    """Of each block its inputs, at most; what the side network of HST keeps is its own."""
+    backbone = random_backbone("dinov2", depth=12)
+    images, labels = random_images(backbone, batch=8), torch.zeros(8, dtype=torch.long)
+    kept = {}
+    for checkpointing in (True, False):
+        model = build(backbone, "convpass", classes=3).train()
+        model.method.contacts.gradient_checkpointing = checkpointing
+        kept[checkpointing] = cost.kept_bytes(model, images, labels)
+    one = images.shape[0] * (backbone.prefix + 16) * backbone.width * 4
+    assert 12 * one <= kept[True] < 14 * one
+    assert kept[True] < 0.2 * kept[False]
+
+
+def test_nothing_is_checkpointed_where_no_gradient_passes(monkeypatch):
+    monkeypatch.setattr("vitgraft.backbone.checkpointed", None)
+    backbone = random_backbone()
+    for method, mode in (("convpass", False), ("linear", True)):
+        model = build(backbone, method, classes=3).train(mode)
+        model.method.contacts.gradient_checkpointing = True
+        model(random_images(backbone))

@@ -22,7 +22,7 @@ from .contacts import Contacts
 from .data.preprocess import Preprocess
 from .errors import RequestError, near_misses
 from .features import Activations
-from .remake import remade
+from .remake import checkpointed, remade
 from .weights import Loaded, load
 
 # The linear layers of a block that a method may change; their own forward passes are written out below.
@@ -174,6 +174,7 @@ class Backbone(nn.Module):
         c = self._in_effect(contacts)
         x, grid = self._embed(images, c)
         end = self.depth - 1
+        checkpoints = c.gradient_checkpointing and c.training and c.inside and torch.is_grad_enabled()
         short = pooled_only and self.pooling == "token" and end not in c.taps
         found = Activations(x, grid)
         drop = c.drop_path if c.training and c.inside else 0.0
@@ -186,7 +187,8 @@ class Backbone(nn.Module):
                 M = tokens.shape[1]
                 x = torch.cat([tokens.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
             wanted = slice(M, M + self.prefix) if short and i == end else None
-            x = self._block(i, x, c, grid, drop * i / max(end, 1), wanted)
+            given = (x, i, c, grid, drop * i / max(end, 1), wanted)
+            x = checkpointed(self._block, *given) if checkpoints else self._block(*given)
             if M and i == last and wanted is None:
                 found.extra[i], x = x.split([M, x.shape[1] - M], dim=1)
                 M = 0
@@ -248,7 +250,7 @@ class Backbone(nn.Module):
         return self._call("norm_pre", x, c), (h, w)
 
     def _block(
-        self, i: int, x: Tensor, c: Contacts, grid: tuple[int, int], rate: float, wanted: slice | None = None
+        self, x: Tensor, i: int, c: Contacts, grid: tuple[int, int], rate: float, wanted: slice | None = None
     ) -> Tensor:
         """One pre-norm block with a drop path rate, [B, P+N, D] -> the same, or the wanted tokens of it."""
         for norm, sublayer, scale in (("norm1", "attn", "ls1"), ("norm2", "mlp", "ls2")):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -54,6 +55,14 @@ def _counting() -> Iterator[FlopCounterMode]:
 def kept_bytes(model: Model, images: Tensor, targets: Tensor) -> int:
     """Bytes that one training forward pass keeps for its backward pass, parameters not counted; each storage once."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]  # running statistics: measuring changes nothing
+    kept = kept_by(lambda: model(images, targets), model)
+    for buffer, value in before:
+        buffer.copy_(value)
+    return kept
+
+
+def kept_by(forward: Callable[[], Any], model: nn.Module) -> int:
+    """The same of any forward pass of a module."""
     own = {_storage(t) for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, Tensor] = {}  # held, so that no storage is freed and its place reused while they are counted
 
@@ -63,10 +72,8 @@ def kept_bytes(model: Model, images: Tensor, targets: Tensor) -> int:
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), watched(pack):
-        losses = model(images, targets)
-    del losses
-    for buffer, value in before:
-        buffer.copy_(value)
+        found = forward()
+    del found
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 

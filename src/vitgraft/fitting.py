@@ -95,6 +95,7 @@ def fit(
             **arguments,
         )
         model.method.contacts.drop_path = settings.drop_path
+        model.method.contacts.gradient_checkpointing = settings.gradient_checkpointing
         launched = fabric(settings)  # after everything that can be wrong with the request
         launched.launch()
         return _Fitting(out, asked, settings, kind, found, model, preprocess, launched, skip_bad, show).run()

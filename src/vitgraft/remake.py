@@ -1,7 +1,8 @@
 """Intermediate tensors that backward makes again instead of keeping them.
 
 A GELU or a LayerNorm keeps its inputs for its own backward pass. Its outputs, which the next layer keeps as well where
-that layer trains, follow from them at the price of one pass over memory.
+that layer trains, follow from them at the price of one pass over memory. Whole blocks follow from their inputs at the
+price of one forward pass.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 Function = Callable[[Tensor], Tensor]
 
@@ -60,6 +62,7 @@ def remaking() -> Iterator[None]:
             yield
     finally:
         _recipes.pop()
+        recipes.clear()
 
 
 def remade(function: Function, inputs: Tensor) -> Tensor:
@@ -68,6 +71,17 @@ def remade(function: Function, inputs: Tensor) -> Tensor:
     if _recipes and made.requires_grad:
         _recipes[-1][_identity(made)] = Recipe(weakref.ref(made), function, inputs.detach())
     return made
+
+
+def checkpointed(function: Callable[..., Tensor], x: Tensor, *more: Any) -> Tensor:
+    """function(x, *more), of which nothing but x is kept: backward computes all of it once more (Chen et al. 2016)."""
+    for watch in _watchers:
+        watch(x)
+    _recipes.append({})  # what is remade inside belongs to this call, and ends with it
+    try:
+        return checkpoint(function, x, *more, use_reentrant=False)
+    finally:
+        _recipes.pop()
 
 
 @contextmanager

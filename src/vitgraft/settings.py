@@ -10,8 +10,8 @@ from .errors import RequestError, near_misses
 
 PRECISIONS = ("auto", "bf16", "32", "64")
 
-
-FREE = ("workers", "memory", "cache_size")  # no result depends on them: they may differ when a run is continued
+# No result depends on them: they may differ when a run is continued.
+FREE = ("workers", "memory", "cache_size", "gradient_checkpointing")
 DENSE = ("segment", "detect", "instance")
 
 
@@ -44,6 +44,9 @@ class Settings:
     seed: int = _option(0, "of the initial tensors, the order of the pictures, and a split that is made")
     train_split: str = _option("train", "split to train on, for example train+val")
     eval_split: str | None = _option(None, "split to measure at the end; default: val, if it is not trained on")
+    gradient_checkpointing: bool = _option(
+        False, "compute the backbone's blocks once more in backward: about a third more time, far less memory"
+    )
     devices: int = _option(1, "processes, one per device")
     workers: int = _option(2, "processes that decode pictures")
     cache: bool = _option(
