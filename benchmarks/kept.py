@@ -45,7 +45,7 @@ def main(words: list[str] | None = None) -> None:
                 labels = torch.zeros(given.batch_size, dtype=torch.long)
                 loss = contenders.training_loss(name, trained, images, labels, precision)
                 found[name][precision] = cost.kept_by(loss, trained)
-                if isinstance(trained, Model) and trained.method.crosses_backbone:
+                if isinstance(trained, Model):
                     trained.method.contacts.gradient_checkpointing = True
                     found[name][f"{precision}, checkpointing"] = cost.kept_by(loss, trained)
     print(table(found))

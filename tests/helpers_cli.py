@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vitgraft import cli, weights
+from vitgraft import adapter, cli, weights
 
 EDGE = 32
 VIT = {"img_size": EDGE, "patch_size": 8, "depth": 4, "embed_dim": 48, "num_heads": 4}
@@ -107,7 +107,7 @@ def metrics_of(run: Path) -> list[dict[str, Any]]:
 
 
 def adapter_of(run: Path) -> dict[str, Tensor]:
-    return load_file(run / "adapter.safetensors")
+    return adapter.read(run / "adapter.safetensors")[0]
 
 
 def checkpoint_of(run: Path) -> dict[str, Tensor]:

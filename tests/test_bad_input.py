@@ -428,7 +428,7 @@ DAMAGES = {
     "a bit of the sizes": lambda b: flipped(b, 0),
     "a class name": lambda b: b.replace(b'\\"rings\\"', b'\\"kings\\"'),
     "the value": lambda b: b.replace(b'top-1 accuracy\\", \\"value\\": ', b'top-1 accuracy\\", \\"value\\":1'),
-    "the format": lambda b: b.replace(b'\\"format\\": 1', b'\\"format\\": 7'),
+    "the format": lambda b: b.replace(b'\\"format\\": 2', b'\\"format\\": 7'),
     "text": lambda b: b"hello" * 100,
 }
 
@@ -440,7 +440,7 @@ def test_a_damaged_adapter(damage, finished, ground, tmp_path, refused):
     before = file.read_bytes()
     file.write_bytes(DAMAGES[damage](before))
     assert file.read_bytes() != before
-    reason = "reads format 1" if damage == "the format" else "altered"
+    reason = "reads format 2" if damage == "the format" else "altered"
     for words in (
         ["predict", run, ground.easy / "test" / "dots" / "0.png"],
         ["evaluate", run, ground.easy],

@@ -26,6 +26,7 @@ from benchmarks import (  # noqa: E402
     contenders,
     fit_time,
     inference,
+    kept,
     measure,
     memory,
     scaling,
@@ -221,7 +222,7 @@ def counted(tmp_path, monkeypatch):
     and times that the loader went to the files."""
     root = contenders.make_pictures(tmp_path / "p", 10, 32, 32)
     given = Namespace(model=TINY[1], pictures=10, epochs=2, batch_size=5, workers=0, precision="32", memory=4.0)
-    given.method, given.against, given.keep = ["linear"], [], fit_time.KEEP
+    given.method, given.against, given.keep = ["hst-detached"], [], fit_time.KEEP
     done = {"passed": 0, "decoded": 0}
     forward, decode = Backbone.forward, Pictures._decode
 
@@ -229,13 +230,13 @@ def counted(tmp_path, monkeypatch):
         done[name] += number
         return value
 
-    monkeypatch.setattr(Backbone, "forward", lambda *a: count("passed", len(a[1]), forward(*a)))
+    monkeypatch.setattr(Backbone, "forward", lambda *a, **more: count("passed", len(a[1]), forward(*a, **more)))
     monkeypatch.setattr(Pictures, "_decode", lambda *a: count("decoded", 1, decode(*a)))
     found = {}
     for name, one in fit_time.all_fits(given, root, 32, tmp_path / "cache"):
         done.update(passed=0, decoded=0)
         one()
-        found[name.removeprefix("linear, ")] = dict(done)
+        found[name.removeprefix("hst-detached, ")] = dict(done)
     return found
 
 
@@ -308,3 +309,11 @@ def test_startup(told, monkeypatch):
     rows, record = told(startup, "--repeat", 2)
     assert all(positive(seconds, 2) for seconds in record["seconds"].values())
     assert rows["`interpreter`"][1] == "0.00"
+
+
+def test_kept(told):
+    _, record = told(kept, *TINY, "--image-size", 32, "--batch-size", 2, "--method", "convpass", "linear")
+    found = record["bytes"]
+    assert list(found) == ["full", "convpass", "linear"]
+    assert 0 < found["convpass"]["32, checkpointing"] < found["convpass"]["32"] < found["full"]["32"]
+    assert found["convpass"]["bf16"] < found["convpass"]["32"]

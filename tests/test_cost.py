@@ -21,18 +21,23 @@ def test_parameters(cls):
 
 
 def vit_flops(L, D, T, patches, pixels=3 * 16 * 16):
-    """Multiply-adds twice: patches, four linear layers per block (12 D^2 a token), scores and their use."""
-    return 2 * (patches * pixels * D + L * (12 * D * D * T + 2 * T * T * D))
+    """Multiply-adds twice: patches, four linear layers per block (12 D^2 a token), scores and their use.
+
+    In the last block CLS alone asks, and it alone goes through the projection and the MLP.
+    """
+    whole = 12 * D * D * T + 2 * T * T * D
+    last = 3 * D * D * T + 9 * D * D + 2 * T * D
+    return 2 * (patches * pixels * D + (L - 1) * whole + last)
 
 
 def test_flops_of_vit_b16():
-    """35.1 GFLOP, on tensors without memory."""
+    """35.1 GFLOP by timm, 32.9 where CLS alone is read, on tensors without memory."""
     backbone = catalogue.shape_of(catalogue.VIT_B16)
     with torch.device("meta"):
         model = build(backbone, "linear", classes=1000)
         counted = cost.flops(model, torch.empty(1, 3, 224, 224))
     assert counted == vit_flops(12, 768, 197, 196) + 2 * 768 * 1000
-    assert counted / 1e9 == pytest.approx(35.1, abs=0.05)
+    assert counted / 1e9 == pytest.approx(32.93, abs=0.05)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -67,10 +72,10 @@ def test_kept_bytes_of_the_methods():
 
     full, bitfit, linear = kept("full"), kept("bitfit"), kept("linear")
     assert linear < 0.02 * full
-    assert linear < bitfit < full
+    assert linear < bitfit <= full  # full keeps no more: what its layers need is made again
     assert kept("hst", detached=True) < kept("hst")
-    # The least that full tuning keeps: what enters each linear layer of every block.
-    assert full > 4 * 4 * 37 * (96 * 3 + 4 * 96) * 4
+    # The least that full tuning keeps, of all blocks but the last: two residual streams, qkv, inputs of proj and GELU.
+    assert full > 3 * 4 * 37 * (96 * 6 + 4 * 96) * 4
 
 
 def test_kept_bytes_leave_no_trace(cls):

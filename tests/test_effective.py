@@ -151,3 +151,26 @@ def test_widen_is_a_linear_layer(bias):
         outcome(lambda x, b: widen(x, W, b), x, b, [W]), outcome(lambda x, b: F.linear(x, W, b), x, b, [W]), strict=True
     ):
         torch.testing.assert_close(ours, theirs, **EXACT)
+
+
+@pytest.mark.parametrize("method", ["linear", "convpass", "lora", "fact", "repadapter", "ssf", "sct", "hst"])
+def test_frozen_weights_cast_once_give_what_autocast_gives(method, monkeypatch):
+    """And what is merged, exchanged or moved is cast anew."""
+    backbone = random_backbone()
+    images = random_images(backbone)
+    model = build(backbone, method, classes=3).eval()
+    model.method.ready = True
+
+    def answers():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return model(images)
+
+    ours, again = answers(), answers()
+    assert torch.equal(ours, again)
+    with monkeypatch.context() as patch:
+        patch.setattr("vitgraft.effective.compute_dtype", lambda x: torch.float32)
+        assert torch.equal(answers(), ours)
+    given = backbone.exchange({"blocks.0.mlp.fc1.weight": 2 * backbone.tensor("blocks.0.mlp.fc1.weight").detach()})
+    assert not torch.equal(answers(), ours)
+    backbone.exchange(given)
+    assert torch.equal(answers(), ours)

@@ -80,14 +80,20 @@ def test_a_step_of_a_model_is_the_same_to_the_bit_and_keeps_less(method, monkeyp
         assert torch.equal(gradient, theirs[name]), name
 
 
-@pytest.mark.parametrize("method", ["full", "hst", "convpass", "consolidator", "lora", "vpt", "sct"])
-def test_checkpointing_changes_no_gradient(method):
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        *((m, {}) for m in ("full", "hst", "convpass", "consolidator", "lora", "vpt", "sct")),
+        ("hst", {"detached": True}),
+    ],
+)
+def test_checkpointing_changes_no_gradient(method, more):
     """Dropout and drop path draw the same numbers again."""
     backbone = random_backbone("dinov2")
     images, labels = random_images(backbone), torch.tensor([0, 1, 2])
     gradients = []
     for checkpointing in (True, False):
-        model = build(backbone, method, classes=3).train()
+        model = build(backbone, method, classes=3, **more).train()
         model.method.ready = True
         model.method.contacts.drop_path = 0.3
         model.method.contacts.gradient_checkpointing = checkpointing

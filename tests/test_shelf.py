@@ -169,9 +169,9 @@ def passes(monkeypatch, tmp_path):
     """How many pictures have passed the backbone; the cache is empty."""
     counted, forward = [], Backbone.forward
 
-    def count(self, images, contacts=None):
+    def count(self, images, contacts=None, **more):
         counted.append(len(images))
-        return forward(self, images, contacts)
+        return forward(self, images, contacts, **more)
 
     monkeypatch.setattr(Backbone, "forward", count)
     monkeypatch.setenv("VITGRAFT_CACHE", str(tmp_path / "cache"))

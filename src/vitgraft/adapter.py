@@ -1,14 +1,20 @@
 """The adapter file: one task's trained tensors and everything that is needed to use them, in one safetensors file.
 
 Its metadata holds one JSON header under `vitgraft`: format, task, method with its arguments, head, class names,
-preprocessing, backbone name and fingerprint, protocol, metrics, versions, and a digest of all this and the tensors. No
-backbone tensor is in it, and nothing in it is ever unpickled.
+preprocessing, backbone name and fingerprint, protocol, metrics, versions, an index of the tensors, and a digest of all
+this and the tensors. No backbone tensor is in it, and nothing in it is ever unpickled.
+
+safetensors would spend a hundred bytes on the name and place of each tensor, and some methods have hundreds of small
+ones. So all tensors of one dtype lie in a row, as one flat tensor by the dtype's name ("float16", "int16"). The index,
+under `tensors`, says what they are: JSON {dtype: [[name, shape], ...]} in the order of the numbers, in zlib and base64.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +29,9 @@ from .errors import RequestError, VitgraftError
 from .files import write_bytes
 from .model import Model, build
 
-FORMAT = 1
+FORMAT = 2
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+LONGEST_INDEX = 2**24  # bytes of JSON: two hundred thousand tensors; a hostile file cannot unpack to more
 
 
 class Adapter(NamedTuple):
@@ -35,11 +43,15 @@ class Adapter(NamedTuple):
 
 
 def compact(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """float16 where it holds a tensor to one part in a thousand, as it was where it doesn't."""
-    return {name: _half_or_same(t.detach().cpu().contiguous()) for name, t in tensors.items()}
+    """float16 where it holds a tensor to one part in a thousand, the smallest type that holds an integer one; as it was
+    where neither is so."""
+    return {name: _compact(t.detach().cpu().contiguous()) for name, t in tensors.items()}
 
 
-def _half_or_same(t: Tensor) -> Tensor:
+def _compact(t: Tensor) -> Tensor:
+    if t.dtype in INTEGERS and t.numel():
+        low, high = t.min(), t.max()
+        return t.to(next(d for d in INTEGERS if torch.iinfo(d).min <= low and high <= torch.iinfo(d).max))
     if not t.is_floating_point() or t.dtype == torch.float64:
         return t
     half = t.half()
@@ -49,9 +61,10 @@ def _half_or_same(t: Tensor) -> Tensor:
 
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> int:
     """Writes an adapter file as a whole or not at all; gives its size in bytes."""
-    head = {"format": FORMAT, **header}
-    head["digest"] = _digest(tensors, head)
-    content = save(tensors, {"vitgraft": json.dumps(head, ensure_ascii=False)})
+    rows, index = _pack(tensors)
+    head = {"format": FORMAT, **header, "tensors": index}
+    head["digest"] = _digest(rows, head)
+    content = save(rows, {"vitgraft": json.dumps(head, ensure_ascii=False)})
     write_bytes(path, content)
     return len(content)
 
@@ -64,8 +77,8 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("vitgraft", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+            rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise RequestError(
             f"{path} is no readable safetensors file ({error}): it is truncated, altered, or of another kind; "
             "take an intact copy, or fit again."
@@ -79,9 +92,15 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} has adapter format {header.get('format')}, and this version reads format {FORMAT}: "
             "use the version of vitgraft that wrote it."
         )
-    if header.pop("digest", None) != _digest(tensors, header):
+    if header.pop("digest", None) != _digest(rows, header):
         raise RequestError(f"{path} was altered after it was written: take an intact copy, or fit again.")
-    return tensors, header
+    try:
+        return _unpack(rows, header.pop("tensors")), header
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError, zlib.error) as error:
+        raise RequestError(
+            f"{path} has an index of its tensors that cannot be read or does not agree with them: take an intact copy, "
+            "or fit again."
+        ) from error
 
 
 def load(path: str | Path, backbone: Backbone | None = None) -> Adapter:
@@ -112,6 +131,45 @@ def load(path: str | Path, backbone: Backbone | None = None) -> Adapter:
     except RuntimeError as error:
         raise RequestError(f"The tensors of {path} do not fit its header ({error}): take an intact copy.") from error
     return Adapter(model.eval(), Preprocess.from_dict(header["preprocess"]), header)
+
+
+def _pack(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """One flat tensor for each dtype, by its name, and the index of what they hold."""
+    index: dict[str, list[tuple[str, list[int]]]] = {}
+    for name, tensor in tensors.items():
+        index.setdefault(_kind(tensor), []).append((name, list(tensor.shape)))
+    rows = {kind: torch.cat([tensors[name].reshape(-1) for name, _ in found]) for kind, found in index.items()}
+    text = json.dumps(index, separators=(",", ":"))
+    return rows, base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def _unpack(rows: dict[str, Tensor], index: str) -> dict[str, Tensor]:
+    """The inverse of `_pack`: tensors by their names, in the memory of `rows`.
+
+    The index may hold anything. Nothing is taken from it that does not add up to the rows: whatever Python or torch
+    raise on the way is its refusal.
+    """
+    inflate = zlib.decompressobj()
+    text = inflate.decompress(base64.b64decode(index, validate=True), LONGEST_INDEX)
+    if not inflate.eof:
+        raise ValueError("the index is cut off, or too long")
+    shapes = json.loads(text)
+    if shapes.keys() != rows.keys():
+        raise ValueError("the index knows of other dtypes")
+    tensors: dict[str, Tensor] = {}
+    for kind, found in shapes.items():
+        row, sizes = rows[kind], [torch.Size(shape).numel() for _, shape in found]
+        if _kind(row) != kind or row.shape != (sum(sizes),):
+            raise ValueError(f"the tensors of {kind} are not those of the index")
+        for (name, shape), part in zip(found, row.split(sizes), strict=True):
+            if not isinstance(name, str) or name in tensors:
+                raise ValueError(f"{name} is no name, or there twice")
+            tensors[name] = part.view(shape)
+    return tensors
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _digest(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:

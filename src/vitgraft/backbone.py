@@ -20,6 +20,7 @@ from torch.func import functional_call
 
 from .contacts import Contacts
 from .data.preprocess import Preprocess
+from .effective import frozen_linear
 from .errors import RequestError, near_misses
 from .features import Activations
 from .remake import checkpointed, remade
@@ -303,6 +304,8 @@ class Backbone(nn.Module):
         if path in c.change_at and path in self.linears:
             own = c.own(path)
             return c.change_at[path](x, own.get("weight", module.weight), own.get("bias", module.bias))
+        if path in self.linears and not c.own(path):
+            return frozen_linear(x, module.weight, module.bias)
         tensors = c.tensors(path, module)
         return functional_call(module, tensors, (x,)) if tensors else module(x)
 

@@ -81,7 +81,8 @@ class Contacts(nn.Module):
         # Rate at the last block, growing linearly from 0 at the first; active in training only, and inside the backbone
         # only where something trains there: otherwise its pass is a function of the picture alone.
         self.drop_path = 0.0
-        # Backward computes each block once more, where something trains inside the backbone; active in training only.
+        # Backward computes each block once more: those of a side network, and the backbone's own where something trains
+        # inside it; active in training only.
         self.gradient_checkpointing = False
         self.change_at: dict[str, Change] = {}
         self.branch_at: dict[str, nn.Module] = {}

@@ -63,17 +63,19 @@ def kept_bytes(model: Model, images: Tensor, targets: Tensor) -> int:
 
 def kept_by(forward: Callable[[], Any], model: nn.Module) -> int:
     """The same of any forward pass of a module."""
-    own = {_storage(t) for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, Tensor] = {}  # held, so that no storage is freed and its place reused while they are counted
 
     def pack(t: Tensor) -> Tensor:
-        if _storage(t) not in own:
-            kept[_storage(t)] = t
+        kept[_storage(t)] = t
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), watched(pack):
         found = forward()
     del found
+    own = [*model.parameters(), *model.buffers()]
+    own += [t.cast[1] for t in own if hasattr(t, "cast")]  # of frozen weights, which stay from step to step
+    for t in own:
+        kept.pop(_storage(t), None)
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 

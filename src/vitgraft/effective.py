@@ -36,7 +36,27 @@ class Effective(Change):
 def compute_dtype(x: Tensor) -> torch.dtype:
     """In which a product with x [...] is computed here and now."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if casts else x.dtype
+
+
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """F.linear with a weight that does not train: under autocast the same numbers, without casting it at every call
+    and keeping every cast until backward."""
+    dtype = compute_dtype(x)
+    if weight.requires_grad or weight.dtype == dtype or torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    return F.linear(x.to(dtype), _cast(weight, dtype), bias)
+
+
+def _cast(frozen: Any, dtype: torch.dtype) -> Tensor:
+    """The tensor in another precision, made once and kept at it while its values are the same."""
+    now = (frozen.untyped_storage()._cdata, frozen._version, dtype)
+    made, cast = getattr(frozen, "cast", (None, frozen))
+    if made != now:
+        cast = frozen.detach().to(dtype)
+        frozen.cast = (now, cast)
+    return cast
 
 
 class _Product(torch.autograd.Function):

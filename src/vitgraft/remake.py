@@ -73,13 +73,15 @@ def remade(function: Function, inputs: Tensor) -> Tensor:
     return made
 
 
-def checkpointed(function: Callable[..., Tensor], x: Tensor, *more: Any) -> Tensor:
-    """function(x, *more), of which nothing but x is kept: backward computes all of it once more (Chen et al. 2016)."""
-    for watch in _watchers:
-        watch(x)
+def checkpointed(function: Callable[..., Tensor], *given: Any) -> Tensor:
+    """function(*given), of which nothing but the given is kept: backward computes all of it once more (Chen et al.
+    2016)."""
+    for t in given:
+        for watch in _watchers if isinstance(t, Tensor) else ():
+            watch(t)
     _recipes.append({})  # what is remade inside belongs to this call, and ends with it
     try:
-        return checkpoint(function, x, *more, use_reentrant=False)
+        return checkpoint(function, *given, use_reentrant=False)
     finally:
         _recipes.pop()
 

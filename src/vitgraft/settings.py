@@ -45,7 +45,7 @@ class Settings:
     train_split: str = _option("train", "split to train on, for example train+val")
     eval_split: str | None = _option(None, "split to measure at the end; default: val, if it is not trained on")
     gradient_checkpointing: bool = _option(
-        False, "compute the backbone's blocks once more in backward: about a third more time, far less memory"
+        False, "compute every block once more in backward: about a third more time, a fraction of the memory"
     )
     devices: int = _option(1, "processes, one per device")
     workers: int = _option(2, "processes that decode pictures")

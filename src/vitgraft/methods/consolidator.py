@@ -16,12 +16,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone import Backbone, drop_path
 from ..contacts import Change
-from ..effective import Effective
+from ..effective import Effective, frozen_linear
 from ..errors import RequestError
 from ..method import Method, check_share
 
@@ -202,7 +201,7 @@ class Grouped(Effective):
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not (self.drop and self.training):
             return super().forward(x, weight, bias)
-        y = F.linear(x, weight, bias)
+        y = frozen_linear(x, weight, bias)
         for A, beta in zip(self.weights, self.biases, strict=True):
             n = A.shape[1]
             g = x.shape[-1] // n

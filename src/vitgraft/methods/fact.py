@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..backbone import Backbone
 from ..bottleneck import widen
 from ..contacts import Change
+from ..effective import frozen_linear
 from ..errors import RequestError
 from ..method import Method, check_positive, check_share
 
@@ -105,7 +106,7 @@ class Slices(Change):
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         f = self.shared[0]
         core = f.core(self.first, self.n)
-        y = F.linear(x, weight, bias)
+        y = frozen_linear(x, weight, bias)
         if self.inwards:
             low = F.linear(x.unflatten(-1, (self.n, -1)), f.u)  # [B, T, n, R]
             low = F.linear(low.flatten(-2), core.transpose(0, 1).flatten(1))

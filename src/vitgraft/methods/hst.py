@@ -24,7 +24,7 @@ from ..batchnorm import BatchNorm
 from ..errors import RequestError
 from ..features import Activations, Features
 from ..method import Method
-from ..remake import remade
+from ..remake import checkpointed, remade
 
 STAGES = 4
 
@@ -131,7 +131,9 @@ class HST(Method):
                 meta = [activations.extra[i] for i in blocks]
             meta = [m.clone() for m in meta]  # a view would make autograd keep the whole sequence for the bridge
             rates = [self.contacts.drop_path * i / max(backbone.depth - 1, 1) if self.training else 0.0 for i in blocks]
-            x = stage(x, meta, [tap[:, backbone.prefix :] for tap in taps], activations.grid, rates)
+            patches = [tap[:, backbone.prefix :] for tap in taps]
+            checkpoints = self.contacts.gradient_checkpointing and self.training and torch.is_grad_enabled()
+            x = stage(x, meta, patches, activations.grid, rates, checkpoints)
             maps.append((images.shape[-2] / x.shape[-2], x))
         return Features(self.pooled_norm(x.mean((2, 3))), maps)
 
@@ -159,7 +161,13 @@ class Stage(nn.Module):
         self.apply(_initialise)
 
     def forward(
-        self, x: Tensor, meta: list[Tensor], patches: list[Tensor], grid: tuple[int, int], rates: list[float]
+        self,
+        x: Tensor,
+        meta: list[Tensor],
+        patches: list[Tensor],
+        grid: tuple[int, int],
+        rates: list[float],
+        checkpoints: bool,
     ) -> Tensor:
         """x [B, C, H, W]; for each block meta [B, M, D], patches [B, h*w, D], drop path rate -> [B, d, H', W']."""
         x = self.down(x)
@@ -167,7 +175,8 @@ class Stage(nn.Module):
         x = self.down_norm(x.flatten(2).mT)
         for block, norm, m, p, rate in zip(self.blocks, self.meta_norms, meta, patches, rates, strict=True):
             p = self._resize(self.bridge(p), grid, size)
-            x = block(x, torch.cat([norm(self.bridge(m)), p.mean(1, keepdim=True)], dim=1), p, rate)
+            keys = torch.cat([norm(self.bridge(m)), p.mean(1, keepdim=True)], dim=1)
+            x = checkpointed(block, x, keys, p, rate) if checkpoints else block(x, keys, p, rate)
         return self.norm(x).mT.unflatten(2, size)
 
     @staticmethod

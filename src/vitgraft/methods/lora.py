@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..bottleneck import widen
-from ..effective import Effective, compute_dtype
+from ..effective import Effective, compute_dtype, frozen_linear
 from ..method import Method, check_positive, check_share, check_some
 
 THIRDS = ("q", "k", "v")  # of the fused qkv
@@ -102,4 +102,4 @@ class LowRank(Effective):
         if torch.finfo(compute_dtype(x)).bits > 16 and not (self.drop.p and self.training):
             return super().forward(x, weight, bias)
         low = F.linear(self.drop(x), self.A)
-        return F.linear(x, weight, bias) + widen(low, self.scale * self.up())
+        return frozen_linear(x, weight, bias) + widen(low, self.scale * self.up())

@@ -6,12 +6,12 @@ Luo et al. 2023, arXiv 2302.08106:  z' = z + s up(down(z)),  up with two groups;
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..bottleneck import widen
 from ..contacts import Change
+from ..effective import frozen_linear
 from ..errors import RequestError
 from ..method import Method, check_positive, check_share
 
@@ -70,4 +70,4 @@ class OnEntrance(Change):
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         up = self.scale * torch.block_diag(*self.up)
-        return F.linear(x + widen(self.drop(self.down(x)), up, self.scale * self.up_bias), weight, bias)
+        return frozen_linear(x + widen(self.drop(self.down(x)), up, self.scale * self.up_bias), weight, bias)

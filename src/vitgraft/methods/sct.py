@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..contacts import Change, Contacts
+from ..effective import frozen_linear
 from ..errors import RequestError
 from ..method import Method, check_positive
 
@@ -164,7 +165,7 @@ class SalientOutputs(Change):
         self.parts = nn.ModuleDict(parts)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y = F.linear(x, weight, bias)
+        y = frozen_linear(x, weight, bias)
         for salient in self.parts.values():
             y = salient(y)
         return y

@@ -8,11 +8,11 @@ Lian et al. 2022, arXiv 2210.08823. After every linear layer, every LayerNorm an
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..contacts import Change
+from ..effective import frozen_linear
 from ..method import Method
 
 
@@ -50,5 +50,5 @@ class ScaleShift(Change):
         return gamma * weight, None if bias is None or self.beta is None else self.gamma * bias + self.beta
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y = F.linear(x, weight, bias)
+        y = frozen_linear(x, weight, bias)
         return self.gamma * y if self.beta is None else torch.addcmul(self.beta.to(y.dtype), self.gamma.to(y.dtype), y)
