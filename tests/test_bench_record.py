@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 import pytest
 from helpers_bench import TINY, make_data, make_job, make_record, result, suite_of, task_of
 
-from vitgraft import fitting
 from vitgraft.bench import provenance, record
 from vitgraft.errors import RequestError, WorkError
 
@@ -59,15 +58,11 @@ def test_key_tells_runs_apart(change):
         {"backbone": "/elsewhere/vit.safetensors"},
         {"flags": ["best epoch on test"]},
         {"settings": {"image_size": [32, 32], "lr": 0.001}},
-        {"settings": {"lr": 1e-3, "image_size": (32.0, 32), "workers": 8, "memory": 1.0}},
+        {"settings": {"lr": 1e-3, "image_size": (32.0, 32), "workers": 8, "gradient_checkpointing": True}},
     ],
 )
 def test_key_is_blind_to_what_changes_no_result(change):
     assert make_job(**change).key == make_job().key
-
-
-def test_what_is_free_is_what_fit_says():
-    assert set(fitting.FREE) <= set(record.FREE)
 
 
 def test_what_json_cannot_hold_is_refused():
