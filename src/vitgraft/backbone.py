@@ -301,11 +301,11 @@ class Backbone(nn.Module):
     def _call(self, path: str, x: Tensor, c: Contacts) -> Tensor:
         """The module at `path`, with the method's copies of its tensors, or as the method has changed it."""
         module: Any = self._at[path]
-        if path in c.change_at and path in self.linears:
+        if path in self.linears:
             own = c.own(path)
-            return c.change_at[path](x, own.get("weight", module.weight), own.get("bias", module.bias))
-        if path in self.linears and not c.own(path):
-            return frozen_linear(x, module.weight, module.bias)
+            return c.change_at.get(path, frozen_linear)(
+                x, own.get("weight", module.weight), own.get("bias", module.bias)
+            )
         tensors = c.tensors(path, module)
         return functional_call(module, tensors, (x,)) if tensors else module(x)
 
