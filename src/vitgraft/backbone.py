@@ -302,10 +302,8 @@ class Backbone(nn.Module):
         """The module at `path`, with the method's copies of its tensors, or as the method has changed it."""
         module: Any = self._at[path]
         if path in self.linears:
-            own = c.own(path)
-            return c.change_at.get(path, frozen_linear)(
-                x, own.get("weight", module.weight), own.get("bias", module.bias)
-            )
+            own, compute = c.own(path), c.change_at.get(path, frozen_linear)
+            return compute(x, own.get("weight", module.weight), own.get("bias", module.bias))
         tensors = c.tensors(path, module)
         return functional_call(module, tensors, (x,)) if tensors else module(x)
 
