@@ -66,7 +66,11 @@ def test_flops_grow_with_the_batch_and_backward_costs(name, ground):
     if not model.method.ready:
         model.method.calibrate(model.backbone, [(images, targets)])
     read, step = model_cost.step_flops(model, images, targets)
-    assert (read, step) == tuple(2 * n for n in model_cost.step_flops(model, images[:1], targets[:1]))
+    # What is done once a step, as forming a merged weight is, weighs most on a tiny ViT.
+    once = 0.15 if name in ("lora", "consolidator") else 0
+    assert (read, step) == pytest.approx(
+        [2 * n for n in model_cost.step_flops(model, images[:1], targets[:1])], rel=once
+    )
     forward = model_cost.flops(model, images)
     assert read <= forward < step <= read + 3.1 * (forward - read) + 2.1 * read * model.method.crosses_backbone
 
@@ -77,7 +81,8 @@ def test_flops_of_the_linear_probe_by_hand(ground):
     T = N + 1
     block = 2 * T * D * 12 * D + 2 * 2 * T * T * D  # qkv, proj, fc1, fc2; and both products of the attention
     read, step = model_cost.step_flops(model, torch.randn(1, 3, 32, 32), torch.tensor([0]))
-    assert read == 2 * N * D * 3 * VIT["patch_size"] ** 2 + L * block
+    last = 2 * T * D * 3 * D + 2 * 2 * T * D + 2 * D * 9 * D  # of the last block, where CLS alone is asked for
+    assert read == 2 * N * D * 3 * VIT["patch_size"] ** 2 + (L - 1) * block + last
     assert step == read + 2 * 2 * D * 3  # forward, and the gradient of the weights
 
 

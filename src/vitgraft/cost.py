@@ -66,7 +66,8 @@ def kept_by(forward: Callable[[], Any], model: nn.Module) -> int:
     kept: dict[int, Tensor] = {}  # held, so that no storage is freed and its place reused while they are counted
 
     def pack(t: Tensor) -> Tensor:
-        kept[_storage(t)] = t
+        if t.layout is torch.strided:  # the few numbers of a sparse tensor are not counted
+            kept[_storage(t)] = t
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), watched(pack):

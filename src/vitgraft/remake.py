@@ -47,6 +47,8 @@ def remaking() -> Iterator[None]:
     recipes: dict[int, Recipe] = {}
 
     def pack(t: Tensor) -> Tensor | Packed:
+        if t.layout is not torch.strided:  # a sparse tensor has no storage of its own
+            return t
         recipe = recipes.get(_identity(t))
         made = None if recipe is None else recipe.made()
         # A storage whose tensor is gone may be another's by now.

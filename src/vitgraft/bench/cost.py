@@ -119,6 +119,7 @@ class Estimate:
         return self._counted[key]
 
     def _count(self, job: Job) -> PerPicture:
+        """Of a step with one picture: what is done once a step, as forming a merged weight is, counts in full."""
         from .. import cost
 
         model, images, targets = self._model(job, 1)
