@@ -106,3 +106,8 @@ def calls(root: Path) -> list[str]:
     """The keys of the runs that were fitted, in order."""
     file = root / "calls.txt"
     return [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def counts(plan):
+    """How many jobs of a plan are in each state."""
+    return {state: len(getattr(plan, state)) for state in ("done", "running", "failed", "waiting")}

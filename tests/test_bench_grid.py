@@ -15,6 +15,7 @@ from helpers_bench import (
     FINGERPRINT,
     TINY,
     calls,
+    counts,
     endless_fit,
     fit,
     killed_fit,
@@ -56,10 +57,6 @@ def out(tmp_path):
 
 def done_calls(out):
     return calls(out.parent / "data")
-
-
-def counts(plan):
-    return {state: len(getattr(plan, state)) for state in ("done", "running", "failed", "waiting")}
 
 
 def wait_for(there, seconds=60):

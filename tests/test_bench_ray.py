@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from helpers_bench import calls, fit, killed_fit, make_data, make_grid
+from helpers_bench import calls, counts, fit, killed_fit, make_data, make_grid
 
 from vitgraft.bench import grid as grids
 from vitgraft.bench import on_ray
@@ -68,10 +68,6 @@ def grid(data):
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "out"
-
-
-def counts(plan):
-    return {state: len(getattr(plan, state)) for state in ("done", "running", "failed", "waiting")}
 
 
 def wait_for(there, seconds=60):

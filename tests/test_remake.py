@@ -53,6 +53,23 @@ def test_a_place_in_memory_that_is_another_tensors_by_now_is_not_mistaken(given)
     torch.testing.assert_close(W.grad, torch.autograd.grad(F.linear(torch.sin(x), W).sum(), W)[0])
 
 
+def test_what_autocast_widened_is_kept(given):
+    """As a LayerNorm of bf16 inputs on a GPU: float32 under autocast, which backward is outside of."""
+
+    def norm(x):
+        wide = x.float() if torch.is_autocast_enabled("cpu") else x
+        return wide / 3
+
+    x, _ = given
+    scale = torch.ones(8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16), remaking():
+        made = remade(norm, x.bfloat16())
+        loss = (made * scale).square().sum()
+    loss.backward()
+    assert made.dtype == torch.float32
+    torch.testing.assert_close(scale.grad, 2 * made.detach().square().sum((0, 1)))
+
+
 def test_outside_and_without_gradients_nothing_changes(given):
     assert torch.equal(remade(F.gelu, given[0]), F.gelu(given[0]))
     with torch.no_grad(), remaking():

@@ -70,7 +70,8 @@ def remaking() -> Iterator[None]:
 def remade(function: Function, inputs: Tensor) -> Tensor:
     """function(inputs), contiguous; function must be cheap, give the same each time, and keep its inputs by itself."""
     made = function(inputs)
-    if _recipes and made.requires_grad:
+    # Backward runs outside autocast, where what was widened would come out narrow.
+    if _recipes and made.requires_grad and made.dtype == inputs.dtype:
         _recipes[-1][_identity(made)] = Recipe(weakref.ref(made), function, inputs.detach())
     return made
 
