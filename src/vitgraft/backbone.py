@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import Attention, Mlp, global_pool_nlc, resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .attention import attention
 from .contacts import Contacts
 from .data.preprocess import Preprocess
 from .effective import frozen_linear
@@ -288,7 +288,7 @@ class Backbone(nn.Module):
         q, k = self._call(f"{path}.q_norm", q, c), self._call(f"{path}.k_norm", k, c)
         if wanted is not None:
             q = q[:, :, wanted]
-        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = attention(q, k, v).transpose(1, 2).flatten(2)
         return self._call(f"{path}.proj", self._call(f"{path}.norm", x, c), c)
 
     def _mlp(self, path: str, x: Tensor, c: Contacts) -> Tensor:
