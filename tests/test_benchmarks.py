@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import random_backbone, random_images
 
-from vitgraft import Backbone, cost
+from vitgraft import Backbone, build, cost
 from vitgraft.data import Pictures
 from vitgraft.data.pictures import open_picture
 from vitgraft.errors import RequestError
@@ -24,11 +24,13 @@ sys.path.insert(0, str(ROOT))  # benchmarks is no part of the package
 
 from benchmarks import (  # noqa: E402
     contenders,
+    dense_table,
     fit_time,
     inference,
     kept,
     measure,
     memory,
+    methods_table,
     scaling,
     size,
     startup,
@@ -317,3 +319,26 @@ def test_kept(told):
     assert list(found) == ["full", "convpass", "linear"]
     assert 0 < found["convpass"]["32, checkpointing"] < found["convpass"]["32"] < found["full"]["32"]
     assert found["convpass"]["bf16"] < found["convpass"]["32"]
+
+
+def test_each_row_of_the_tables_is_a_model():
+    backbone = random_backbone()
+    for options in methods_table.ROWS.values():
+        if options["method"] != "peft":
+            build(backbone, classes=3, **options)
+    for of in dense_table.SETS.values():
+        for method, head, options in dense_table.chosen(of, list(dense_table.METHODS)):
+            task = of.settings["task"]
+            build(backbone, classes=3, task=task, head=head, head_options=options, **dense_table.METHODS[method])
+
+
+def test_a_row_of_the_dense_table():
+    result = {
+        "numbers": {"box": {"AP": 0.25, "AP50": 0.5}, "mask": {"AP": None, "AP50": 0.125}},
+        "parameters": 1000,
+        "head_parameters": 2,
+        "seconds": 12.4,
+        "cost": {"bytes_kept_for_backward": 2**23, "bytes_kept_batch": 4, "peak_memory_bytes": 2**30},
+    }
+    row = dense_table.row(dense_table.SETS["pennfudan"], "hst", "mask", result)
+    assert row == "| hst | mask | 25.0 | 50.0 | 0.0 | 12.5 | 1,000 | 2 | 12 | 2.0 MiB | 1.00 GiB |"

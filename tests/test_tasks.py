@@ -9,13 +9,15 @@ import torch
 from conftest import random_backbone
 from helpers_cli import adapter_of, call, free_port, make_backbone, metrics_of, result_of, same, start
 from PIL import Image
+from torch import nn
 
-from vitgraft import adapter, heads
+from vitgraft import adapter, heads, training
 from vitgraft import method as methods
 from vitgraft import task as tasks
 from vitgraft.data import Preprocess
 from vitgraft.data.masks import sample
 from vitgraft.model import build
+from vitgraft.settings import Settings
 from vitgraft.tasks.segment import highest, windows
 
 CLASSES = ("box", "disc")
@@ -183,6 +185,34 @@ def words_of(ground, task, run, *more, head=None):
 
 
 @pytest.mark.parametrize("task", DATA)
+def test_a_fit_in_bf16(task, ground, tmp_path):
+    run = tmp_path / "run"
+    assert call(*words_of(ground, task, run, "--method", "hst", "--precision", "bf16", "--epochs", 1)) == 0
+    assert result_of(run)["protocol"]["precision"] == "bf16"
+
+
+def test_bf16_rounds_neither_pictures_nor_boxes():
+    class Seen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, images, targets):
+            self.seen = images, targets[0]["boxes"]
+            return self.linear(images)
+
+    fabric = training.fabric(Settings(precision="bf16"))
+    module = Seen()
+    wrapped, _ = fabric.setup(module, torch.optim.SGD(module.parameters()))
+    images, boxes = torch.rand(2, 3), torch.tensor([[100.3, 200.6, 300.9, 401.2]])
+    made = wrapped(images, [{"boxes": boxes}])
+    assert made.dtype == torch.float32  # what a loss is made of
+    for seen, given in zip(module.seen, (images, boxes), strict=True):
+        assert torch.equal(seen, given)
+    assert not torch.equal(made, module.linear(images))  # it did compute in bf16
+
+
+@pytest.mark.parametrize("task", DATA)
 def test_fit_evaluate_predict(task, ground, tmp_path, capsys):
     run = tmp_path / "run"
     assert call(*words_of(ground, task, run, "--method", "hst", "--detached", "--lr", "1e-3")) == 0
@@ -192,6 +222,10 @@ def test_fit_evaluate_predict(task, ground, tmp_path, capsys):
     assert result["metric"] == metric
     assert metric in said
     assert 0 <= result["value"] <= 1
+    numbers = result["numbers"]
+    kinds = {"segment": ["mIoU", "pixel_accuracy"], "detect": ["box"], "instance": ["box", "mask"]}
+    assert sorted(numbers) == sorted(kinds[task])
+    assert result["value"] == (numbers["mIoU"] if task == "segment" else numbers[kinds[task][-1]]["AP"])
     assert metrics_of(run)[-1]["val"] == pytest.approx(result["value"], abs=0.1)  # before the file's rounding
     assert metric in (run / "report.html").read_text()
 

@@ -94,13 +94,18 @@ class Evaluation:
             named.append(f"  {name:24} {correct / n:7.1%}  {correct} of {n}" if n else f"  {name:24}    none")
         return named
 
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Over all pictures of the split, 0..1."""
+        return {"accuracy": self.value}
+
     def to_dict(self) -> dict[str, Any]:
         """The numbers without the pictures, ready for JSON."""
         return {
             "split": self.split,
             "pictures": len(self),
             "classes": list(self.classes),
-            "accuracy": self.value,
+            **self.numbers,
             "interval": list(self.interval),
             "per_class": [list(row) for row in self.per_class],
             "confusion": self.confusion.tolist(),

@@ -258,6 +258,7 @@ class _Fitting:
         result = {
             **common,
             **value,
+            "numbers": final.numbers if final else {},
             "parameters": counts["method"],
             "head_parameters": counts["head"],
             "backbone_parameters": counts["backbone"],

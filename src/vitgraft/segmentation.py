@@ -188,6 +188,11 @@ class SegmentEvaluation:
         values = [None if math.isnan(value) else value for value in self.class_iou.tolist()]
         return list(zip(self.classes, values, (self.counts[:, 2] > 0).sum(dim=0).tolist(), strict=True))
 
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Over all pixels of the split, each 0..1."""
+        return {"mIoU": self.value, "pixel_accuracy": self.pixel_accuracy}
+
     def to_dict(self) -> dict[str, Any]:
         """The numbers without the pictures, ready for JSON."""
         return {
@@ -197,7 +202,7 @@ class SegmentEvaluation:
             "metric": self.metric,
             "value": self.value,
             "interval": list(self.interval) if self.interval else None,
-            "pixel_accuracy": self.pixel_accuracy,
+            **self.numbers,
             "per_class": [list(row) for row in self.per_class],
             "confusion": self.confusion.tolist(),
         }

@@ -68,6 +68,11 @@ class Evaluation(Protocol):
         ...
 
     @property
+    def numbers(self) -> dict[str, Any]:
+        """Every number over the whole split, by name; the `value` is one of them."""
+        ...
+
+    @property
     def note(self) -> str:
         """A sentence that helps to judge the value; may be empty."""
         ...

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from .model import Model
 from .settings import Settings
 from .task import Loaded
 
-FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
+FABRIC_PRECISION = {"32": "32-true", "64": "64-true"}
 
 
 def resolved_precision(precision: str) -> str:
@@ -41,8 +42,20 @@ def fabric(settings: Settings) -> Fabric:
     """Fabric with the devices and the precision of these settings, not yet launched."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it says at INFO is no news to a user
     strategy = "ddp" if settings.devices > 1 else "auto"
-    precision: Any = FABRIC_PRECISION[resolved_precision(settings.precision)]
-    return Fabric(devices=settings.devices, strategy=strategy, precision=precision)
+    precision = resolved_precision(settings.precision)
+    how: dict[str, Any] = {"plugins": Autocast()} if precision == "bf16" else {"precision": FABRIC_PRECISION[precision]}
+    return Fabric(devices=settings.devices, strategy=strategy, **how)
+
+
+class Autocast(MixedPrecision):
+    """bf16 autocast that leaves what comes in as it is: Fabric's own rounds pictures and boxes to 8 bits too."""
+
+    def __init__(self) -> None:
+        kinds = {"cuda": torch.cuda, "mps": torch.backends.mps}
+        super().__init__("bf16-mixed", next((name for name, kind in kinds.items() if kind.is_available()), "cpu"))
+
+    def convert_input(self, data: Any) -> Any:
+        return data
 
 
 @dataclass

@@ -1,0 +1,137 @@
+"""Methods with dense heads x data sets, one fit at a time; can be stopped and continued by the same command.
+
+    python -m benchmarks.dense_table FOLDER_OF_SETS --sets camvid pets3 --backbone WEIGHTS --out RUNS
+
+Each set has one budget for all methods: picture size, epochs, learning rate, size of the head. Trained on train,
+measured once, after the last epoch. A table per set is printed, as Markdown, from the result.json of every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitgraft import Backbone, Run, fit
+
+METHODS: dict[str, dict[str, Any]] = {
+    "frozen": {"method": "linear"},
+    "lora": {"method": "lora", "targets": ("qkv", "proj", "fc1", "fc2")},
+    "hst": {"method": "hst"},
+    "hst detached": {"method": "hst", "detached": True},
+}
+SMALL = {"width": 128}
+SMALL_BOXES = {**SMALL, "hidden": 256, "samples": 64, "proposals": 300}
+
+
+@dataclass(frozen=True)
+class Set:
+    """The budget of one data set, the heads on it with their options, and the numbers that its table shows."""
+
+    eval_split: str
+    settings: dict[str, Any]
+    heads: dict[str, dict[str, Any]]
+    numbers: dict[str, tuple[str, ...]]  # as the table names them: where each is in a result
+    probe: bool = False  # the frozen backbone with the linear head as well
+
+
+SETS = {
+    "camvid": Set(
+        "test",
+        {"task": "segment", "image_size": (256, 352), "epochs": 5, "lr": 1e-3},
+        {"upernet": SMALL},
+        {"mIoU": ("mIoU",), "pixel accuracy": ("pixel_accuracy",)},
+        probe=True,
+    ),
+    "pets3": Set(
+        "test",
+        {"task": "segment", "image_size": (224, 224), "epochs": 10, "lr": 1e-3},
+        {"upernet": SMALL},
+        {"mIoU": ("mIoU",), "pixel accuracy": ("pixel_accuracy",)},
+        probe=True,
+    ),
+    "pennfudan": Set(
+        "val",
+        {"task": "instance", "image_size": (320, 320), "epochs": 12, "lr": 1e-3, "batch_size": 4},
+        {"mask": SMALL_BOXES, "cascade-mask": SMALL_BOXES},
+        {
+            "box AP": ("box", "AP"),
+            "box AP50": ("box", "AP50"),
+            "mask AP": ("mask", "AP"),
+            "mask AP50": ("mask", "AP50"),
+        },
+    ),
+    "bccd": Set(
+        "test",
+        {"task": "detect", "image_size": (288, 384), "epochs": 6, "lr": 1e-3, "batch_size": 4},
+        {"faster": SMALL_BOXES},
+        {"box AP": ("box", "AP"), "box AP50": ("box", "AP50")},
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--backbone", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--lr", type=float, help="in place of the sets' own")
+    parser.add_argument("--epochs", type=int, help="in place of the sets' own")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    changed = {name: getattr(given, name) for name in ("lr", "epochs") if getattr(given, name) is not None}
+
+    backbone = Backbone.load(given.backbone)
+    for name in given.sets:
+        runs = {}
+        for method, head, options in chosen(SETS[name], given.methods):
+            settings = {**SETS[name].settings, **changed}
+            marks = [name, method.replace(" ", "-"), head, f"{settings['lr']:g}", settings["epochs"], given.seed]
+            runs[method, head] = fit(
+                given.root / name,
+                out=given.out / "-".join(map(str, marks)),
+                backbone=backbone,
+                head=head,
+                head_options=options,
+                eval_split=SETS[name].eval_split,
+                seed=given.seed,
+                resume=True,
+                **settings,
+                **METHODS[method],
+            )
+            print(row(SETS[name], method, head, runs[method, head].result), flush=True)
+        print(table(name, runs), flush=True)
+
+
+def chosen(of: Set, methods: list[str]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Method, head and the head's options of each fit."""
+    probe = [("frozen", "linear", {})] if of.probe and "frozen" in methods else []
+    return probe + [(method, head, options) for head, options in of.heads.items() for method in methods]
+
+
+def table(name: str, runs: dict[tuple[str, str], Run]) -> str:
+    """Markdown: the numbers in percent, what trained, training seconds, memory."""
+    columns = [name, "head", *SETS[name].numbers, "method", "head, neck", "seconds", "kept a picture", "peak memory"]
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    return "\n".join(lines + [row(SETS[name], *key, run.result) for key, run in runs.items()])
+
+
+def row(of: Set, method: str, head: str, result: dict[str, Any]) -> str:
+    cells = [method, head]
+    for path in of.numbers.values():
+        value: Any = result["numbers"]
+        for key in path:
+            value = value[key]
+        cells.append(f"{100 * (value or 0.0):.1f}")
+    spent = result["cost"]
+    kept = spent["bytes_kept_for_backward"] / spent["bytes_kept_batch"]
+    cells += [f"{result['parameters']:,}", f"{result['head_parameters']:,}", f"{result['seconds']:.0f}"]
+    cells += [f"{kept / 2**20:.1f} MiB", f"{spent['peak_memory_bytes'] / 2**30:.2f} GiB"]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
