@@ -1,6 +1,6 @@
 """Methods x data sets, one fit at a time; can be stopped at any moment and continued by the same command.
 
-    python benchmarks/methods_table.py FOLDER_OF_SETS --sets nlvr_xloc rsscn7 cifar10 --backbone WEIGHTS --out RUNS
+    python -m benchmarks.methods_table FOLDER_OF_SETS --sets nlvr_xloc rsscn7 cifar10 --backbone WEIGHTS --out RUNS
 
 Each set is trained on train+val and measured once, after the last epoch, on test. The table is printed at the end, as
 Markdown, from the result.json of every run.
@@ -50,10 +50,13 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--lr", type=float, help="in place of the methods' own")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+
+    changed = {} if given.lr is None else {"lr": given.lr}
 
     backbone = Backbone.load(given.backbone)
     runs: dict[tuple[str, str], Run] = {}
@@ -61,7 +64,7 @@ def main() -> None:
         for name in given.sets:
             runs[row, name] = fit(
                 given.root / name,
-                out=given.out / f"{row.replace(' ', '-')}-{name}-{given.seed}",
+                out=given.out / "-".join([row.replace(" ", "-"), name, str(given.seed), *map(str, changed.values())]),
                 backbone=backbone,
                 epochs=given.epochs,
                 image_size=given.image_size,
@@ -69,6 +72,7 @@ def main() -> None:
                 train_split="train+val",
                 eval_split="test",
                 resume=True,
+                **changed,
                 **ROWS[row],
             )
             result = runs[row, name].result
@@ -77,17 +81,18 @@ def main() -> None:
 
 
 def table(rows: list[str], sets: list[str], runs: dict[tuple[str, str], Run]) -> str:
-    """Markdown: accuracy on test in percent, and training seconds."""
+    """Markdown: accuracy on test in percent, training seconds, and bytes of the adapter's file."""
     lines = [
-        "| method | parameters | lr | " + " | ".join(sets) + " | seconds an epoch |",
-        "|---|---|---|" + "---|" * (len(sets) + 1),
+        "| method | parameters | lr | " + " | ".join(sets) + " | seconds an epoch | adapter |",
+        "|---|---|---|" + "---|" * (len(sets) + 2),
     ]
     for row in rows:
         results = [runs[row, name].result for name in sets]
         trained = " to ".join(sorted({f"{r['parameters'] + r['head_parameters']:,}" for r in results}))
         values = " | ".join(f"{100 * r['value']:.1f}" for r in results)
         seconds = " to ".join(sorted({f"{r['cost']['seconds_per_epoch']:.1f}" for r in results}, key=float))
-        lines.append(f"| {row} | {trained} | {results[0]['protocol']['lr']:g} | {values} | {seconds} |")
+        size = f"{max(r['adapter_bytes'] for r in results) / 1e6:.2f} MB"
+        lines.append(f"| {row} | {trained} | {results[0]['protocol']['lr']:g} | {values} | {seconds} | {size} |")
     return "\n".join(lines)
 
 
