@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -24,10 +25,11 @@ from helpers_bench import (
     result,
     slow_fit,
     suite_of,
+    task_of,
 )
 
 from vitgraft.bench import grid as grids
-from vitgraft.bench import locks, record
+from vitgraft.bench import locks, protocols, record
 from vitgraft.bench.grid import plan, run
 from vitgraft.errors import RequestError, WorkError
 
@@ -93,6 +95,21 @@ def test_what_wins_over_what(data):
     assert on_svhn["LoRA 4 long"].settings == {"lr": 1e-3, "epochs": 200}
     assert {job.method for job in jobs} == {"lora"}
     assert {(job.seed, *job.flags) for job in jobs} == {(7, "flatters")}
+
+
+def test_a_protocol_says_how_pictures_are_prepared(tmp_path, out):
+    suite = suite_of(task_of("cifar"), task_of("dtd"))
+    given = {}
+
+    def look(root, *, method, **options):
+        given[method, Path(root).name] = [options.get("normalisation"), options.get("augmentation")]
+        return SimpleNamespace(result=result())
+
+    data = make_data(tmp_path / "data", suite)
+    run(make_grid(data, suite=suite, options=protocols.find("sct").options, seeds=(0,)), out, fit=look)
+    for method in ("linear", "lora"):
+        assert given[method, "cifar"] == ["imagenet", None]
+        assert given[method, "dtd"] == ["imagenet", "randaugment"]
 
 
 def test_some_of_the_tasks(data):

@@ -9,7 +9,7 @@ from helpers_bench import TINY, make_record
 from helpers_cli import call
 from test_report import Dom, check_whole
 
-from vitgraft.bench import beside, command, layout, page, published, reading, record, suites
+from vitgraft.bench import beside, command, layout, page, protocols, published, reading, record, suites
 from vitgraft.charts import Dots, Point, dots, floor, log_ticks, scatter
 from vitgraft.errors import RequestError, WorkError
 from vitgraft.page import percent
@@ -51,10 +51,12 @@ def fail(out, reason, **changes):
     (out / "failures" / f"{job.key}.json").write_text(json.dumps(told))
 
 
-def vtab_records(label="lora", method="lora", values=None, epoch="last", backbone=ORIG, size=224, **changes):
+def vtab_records(
+    label="lora", method="lora", values=None, epoch="last", backbone=ORIG, size=224, prepared=None, **changes
+):
     """Records of VTAB-1k with the published values of a row, or others; {task: per cent}."""
     values = values or published.find("mai-vtab-1k").row("lora").of_tasks(VTAB)
-    protocol = {"epoch_reported": epoch, "image_size": [size, size]}
+    protocol = {"epoch_reported": epoch, "image_size": [size, size], **(prepared or {})}
     return [
         make_record(
             value / 100,
@@ -254,6 +256,27 @@ def test_like_with_like(tmp_path):
     assert "epoch: best on test, ours last" in others["Jie and Deng 2022"].differs
     assert found.paired() == []
     assert not {"LoRA", "lora"} & {theirs.method for theirs in found.rest}
+
+
+def test_how_pictures_were_prepared_is_compared():
+    raw = beside.beside(reading.table(vtab_records(prepared={"normalisation": "unit"}), VTAB))
+    assert next(theirs for theirs in raw.of_row["lora"] if theirs.source.startswith("Mai")).alike
+    sct = published.find("sct-vtab-1k").row("SCT").of_tasks(VTAB)
+    options = {task: protocols.find("sct").options("sct", task) for task in sct}
+    records = [
+        record
+        for task, value in sct.items()
+        for record in vtab_records("sct", "sct", {task: value}, "best on test", prepared=options[task])
+    ]
+    found = beside.beside(reading.table(records, VTAB))
+    assert found.conditions.augmentation == "RandAugment and flip on 11 tasks"
+    assert found.conditions.normalisation == "imagenet"
+    assert any(theirs.alike for theirs in found.of_row["sct"])
+    whole = beside.beside(reading.table(vtab_records(prepared={"augmentation": "crop"}), VTAB))
+    assert whole.conditions.augmentation == "random resized crop and flip"
+    mixed = vtab_records() + vtab_records("other", prepared={"augmentation": "flip", "normalisation": "unit"})
+    unlike = beside.beside(reading.table(mixed, VTAB)).conditions
+    assert (unlike.augmentation, unlike.normalisation) == ("unknown", "unknown")
 
 
 def test_what_is_alike_is_compared(monkeypatch, tmp_path):

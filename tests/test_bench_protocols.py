@@ -84,23 +84,26 @@ def test_what_the_papers_protocols_have_in_common():
     backbones = {name: protocols.find(name).backbone for name in PAPERS}
     assert backbones.pop("hst") == "vit_base_patch16_224.augreg_in21k"
     assert set(backbones.values()) == {"vit_base_patch16_224.orig_in21k"}
-    assert {protocols.find(name).normalisation for name in backbones} == {"imagenet"}
-    assert protocols.find("hst").mean_std == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert {protocols.find(name).options(name, "dtd")["normalisation"] for name in backbones} == {"imagenet"}
+    assert protocols.find("hst").options("hst", "dtd")["normalisation"] == "inception"
 
 
 def test_only_sct_augments_on_11_tasks_and_smooths_on_12():
     sct = protocols.find("sct")
-    augmented = [task for task in VTAB if sct.augmentation_of(task) != "none"]
-    assert len(augmented) == 11
-    assert {"dtd", "kitti", "dmlab"} <= set(augmented)
-    assert sct.augmentation_of("cifar") == "none"
+    for method in ("sct", "lora"):  # what is done to pictures is the task's, whatever the method
+        augmented = [task for task in VTAB if sct.options(method, task).get("augmentation") == "randaugment"]
+        assert len(augmented) == 11
+        assert {"dtd", "kitti", "dmlab"} <= set(augmented)
+    assert "augmentation" not in sct.options("sct", "cifar")
     assert sum(sct.options("sct", task)["label_smoothing"] == 0.1 for task in VTAB) == 12
-    assert all(protocols.find(name).augmentation_of("kitti") == "none" for name in PAPERS if name != "sct")
+    assert all("augmentation" not in protocols.find(name).options(name, "kitti") for name in PAPERS if name != "sct")
+    assert protocols.find("hst-fgvc").options("hst", "cub")["augmentation"] == "crop"
 
 
 def test_strict_flatters_nothing():
     strict = protocols.find("strict")
-    assert (strict.flags, strict.epoch, strict.mean_std, strict.suites) == ((), "last", None, ())
+    assert (strict.flags, strict.epoch, strict.suites) == ((), "last", ())
+    assert not {"normalisation", "augmentation"} & strict.options("hst", "kitti").keys()  # the weights' own, and none
     assert strict.seeds >= 3
     final, choosing = strict.options("hst", "kitti"), strict.options("hst", "kitti", choosing=True)
     assert (final["train_split"], final["eval_split"]) == ("train+val", "test")
@@ -114,7 +117,8 @@ def test_nothing_is_chosen_on_the_test_set(name: str):
 
 
 def test_another_method_has_the_common_settings_only():
-    assert protocols.find("sct").options("lora", "kitti") == {**COMMON, "drop_path": 0.1, "seed": 42}
+    pictures = {"normalisation": "imagenet", "augmentation": "randaugment"}
+    assert protocols.find("sct").options("lora", "kitti") == {**COMMON, "drop_path": 0.1, "seed": 42, **pictures}
 
 
 def test_an_unknown_protocol_task_or_suite():
@@ -132,13 +136,15 @@ def test_an_unknown_protocol_task_or_suite():
 
 @pytest.mark.parametrize(("change", "said"), [
     ({"epoch": "best"}, r"The epoch of .* is 'best', but there is last, best on test, unknown"),
-    ({"normalisation": "imagnet"}, r"'imagnet', but .*Did you mean 'imagenet'"),
+    ({"settings": {"normalisation": "imagnet"}}, r"no normalisation 'imagnet'.*Did you mean 'imagenet'"),
+    ({"tasks": {"kitti": {"augmentation": "randaug"}}}, r"no augmentation 'randaug'.*Did you mean 'randaugment'"),
+    ({"tasks": {"kitti": {"scale": 3}}}, r"part tasks, kitti, of .* has a field 'scale'"),
     ({"settings": {"epoch": 3}}, r"settings of .* has a field 'epoch'.*Did you mean 'epochs'"),
     ({"settings": {"epochs": 0}}, r"epochs is 0"),
     ({"choice": {"val": 1}}, r"choice of .* has a field 'val'"),
     ({"methods": {"hst": {"task": {}}}}, r"method hst of .* has a field 'task'.*'tasks'"),
     ({"methods": {"hst": {"tasks": {"kiti": {}}}}}, r"values for the task 'kiti'.*Did you mean 'kitti'"),
-    ({"augmentation": {"birds": "flip"}}, r"values for the task 'birds'"),
+    ({"tasks": {"birds": {"augmentation": "flip"}}}, r"values for the task 'birds'"),
     ({"suites": ["vtab"]}, r"no suite 'vtab'"),
     ({"methods": []}, r"has \[\] as its methods, but that is an object"),
     ({"methods": {"hst": {"options": 3}}}, r"method hst of .* has 3 as its options"),

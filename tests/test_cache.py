@@ -33,6 +33,16 @@ def flat(activations):
     return [activations.tokens, *activations.taps.values(), *activations.extra.values()]
 
 
+class Seven:
+    """Stands for seven loaded pictures."""
+
+    def __init__(self, augmented=False):
+        self.augmented = augmented
+
+    def __len__(self):
+        return 7
+
+
 BYTES = 5 * 17 * 48 * 4  # of one picture: the tokens and four taps, each [1 + 16, 48], in float32
 
 
@@ -105,10 +115,12 @@ def test_what_is_handed_out_is_not_the_store(model):
 )
 def test_the_store_has_the_precision_of_the_run(precision, dtype):
     backbone, fabric = random_backbone(), Fabric(accelerator="cpu", devices=1, precision=precision)
-    given = ([None] * 7, backbone.preprocess(), Settings(memory=0.5), fabric)
-    store = activation_store(build(backbone, "linear", classes=3), *given)
+    given = (backbone.preprocess(), Settings(memory=0.5), fabric)
+    store = activation_store(build(backbone, "linear", classes=3), Seven(), *given)
     assert (store.n, store.limit, store.dtype) == (7, 2**29, dtype)
-    assert activation_store(build(backbone, "hst", classes=3), *given) is None  # gradients cross the backbone
+    assert activation_store(build(backbone, "hst", classes=3), Seven(), *given) is None  # gradients cross the backbone
+    drawn = activation_store(build(backbone, "linear", classes=3), Seven(augmented=True), *given)
+    assert (drawn.limit, drawn.dtype) == (0, dtype)  # rounds, and keeps nothing
 
 
 @pytest.mark.parametrize("method", ["linear", "hst"])

@@ -70,14 +70,16 @@ def activation_store(
     model: Model, pictures: Loaded, preprocess: Preprocess, settings: Settings, fabric: Fabric, *, keep: bool = True
 ) -> Store | None:
     """Room for the activations of the pictures: in memory in the precision of the run, or on disk in bf16, as the
-    settings say. keep: False only rounds, as either of them would.
+    settings say. keep: False only rounds, as either of them would, and so does a picture that is another one in every
+    epoch.
 
-    None where gradients cross the backbone: what it gives then changes with every step; and in the dense tasks, where a
-    picture is another one in every epoch.
+    None where gradients cross the backbone: what it gives then changes with every step; and in the dense tasks, whose
+    pictures have sizes of their own.
     """
     if model.method.crosses_backbone or model.head.levels:
         return None
     precision = fabric._precision.precision
+    keep = keep and not pictures.augmented
     if keep and settings.cache:
         images = torch.zeros(1, 3, *preprocess.size, device=fabric.device, dtype=next(model.head.parameters()).dtype)
         with torch.no_grad(), fabric.autocast():

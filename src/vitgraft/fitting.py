@@ -25,7 +25,7 @@ from .evaluate import answers
 from .files import check_folder, make_folder, read_json, write_bytes, write_json
 from .model import Model, build
 from .run import Run
-from .settings import FREE, Settings
+from .settings import FREE, NORMALISATIONS, Settings
 from .show import Show, first_process
 from .task import Evaluation, Loaded, Task
 from .training import Checkpoint, Progress, fabric, resolved_precision, train
@@ -84,6 +84,8 @@ def fit(
         show.line(f"backbone  {backbone.name}, from {backbone.source}")
         show.line(f"pictures  {found.root}: {found.layout}")
         preprocess = kind.preprocess(backbone, settings.image_size)
+        if stated := NORMALISATIONS[settings.normalisation]:
+            preprocess = replace(preprocess, mean=stated[0], std=stated[1])
         model = build(
             backbone.float(),  # another run may have had it in float64
             method,

@@ -135,5 +135,5 @@ class Run:
         return pictures, given, used
 
     def _settings(self) -> Settings:
-        protocol = self.adapter.header["protocol"]
-        return Settings(**{name: protocol[name] for name in Settings.names()} | {"devices": 1})
+        told = self.adapter.header["protocol"]
+        return Settings(**{name: told[name] for name in Settings.names() if name in told} | {"devices": 1})

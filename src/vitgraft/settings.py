@@ -10,6 +10,23 @@ from .errors import RequestError, near_misses
 
 PRECISIONS = ("auto", "bf16", "32", "64")
 
+Triple = tuple[float, float, float]
+# mean and std of R, G, B on the scale 0..1; None: the backbone's own, as it was pre-trained.
+NORMALISATIONS: dict[str, tuple[Triple, Triple] | None] = {
+    "own": None,
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+# What is done to a training picture to classify, in words; `data.recipes` does it.
+AUGMENTATIONS = {
+    "none": "none",
+    "flip": "flip",
+    "crop": "random resized crop and flip",
+    "randaugment": "RandAugment and flip",
+    "crop-randaugment": "random resized crop, flip and RandAugment",
+}
+
 # No result depends on them: they may differ when a run is continued.
 FREE = ("workers", "memory", "cache_size", "gradient_checkpointing")
 DENSE = ("segment", "detect", "instance")
@@ -34,6 +51,12 @@ class Settings:
         None, "pixels, one number or height and width; default: the weights' own"
     )
     warmup: float = _option(0.1, "share of all steps in which the learning rate grows")
+    normalisation: str = _option(
+        "own", "mean and std of pictures: own (the weights'), imagenet, inception (0.5, 0.5) or unit (0, 1)"
+    )
+    augmentation: str = _option(
+        "none", f"of training pictures, drawn anew in every epoch: {', '.join(AUGMENTATIONS)}", ("classify",)
+    )
     drop_path: float = _option(0.0, "stochastic depth at the last block")
     label_smoothing: float = _option(0.0, "of the cross entropy", ("classify",))
     jitter: tuple[float, float] | None = _option(
@@ -75,10 +98,17 @@ class Settings:
             raise RequestError(
                 f"The learning rate is {self.lr}, but must be above 0 and at most 1e6: give for example 1e-3."
             )
-        if self.precision not in PRECISIONS:
+        named = {"precision": PRECISIONS, "normalisation": NORMALISATIONS, "augmentation": AUGMENTATIONS}
+        for name, known in named.items():
+            if (value := getattr(self, name)) not in known:
+                raise RequestError(
+                    f"There is no {name} {value!r}: there are {', '.join(known)}; choose one of these."
+                    f"{near_misses(str(value), known)}"
+                )
+        if self.cache and self.augmentation != "none":
             raise RequestError(
-                f"There is no precision {self.precision!r}: there are {', '.join(PRECISIONS)}; choose one of these."
-                f"{near_misses(self.precision, PRECISIONS)}"
+                "cache keeps what the backbone makes of a picture, but with the augmentation "
+                f"{self.augmentation} a picture is another one in every epoch: leave one of the two out."
             )
         if self.image_size is not None:
             size = (self.image_size,) if isinstance(self.image_size, int) else tuple(self.image_size)

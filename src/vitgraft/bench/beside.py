@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import RequestError
+from ..settings import AUGMENTATIONS, NORMALISATIONS, Settings
 from . import protocols, published
-from .protocols import NORMALISATIONS
 from .reading import Paired, Row, Spread, Table, paired
+from .record import Record
 from .suites import Suite
 
 UNKNOWN = "unknown"
@@ -155,13 +156,14 @@ def _conditions(table: Table) -> tuple[Conditions, list[str]]:
     name = records[0].job.backbone
     architecture, equals, _ = name.partition("=")
     known: Any = get_pretrained_cfg(architecture if equals else Path(name).name)
-    epochs = {str(record.resolved["protocol"].get("epoch_reported", UNKNOWN)) for record in records}
+    own_mean_std = UNKNOWN if known is None else _normalisation(known.mean, known.std)
+    normalisations = {_setting(record, "normalisation") for record in records}
     conditions = Conditions(
         # A file may hold any weights, whatever it is called: only a name says which they are.
         checkpoint=UNKNOWN if equals or known is None else f"{known.architecture}.{known.tag}",
-        normalisation=UNKNOWN if known is None else _normalisation(known.mean, known.std),
-        epoch=epochs.pop() if len(epochs) == 1 else UNKNOWN,
-        augmentation="none",  # vitgraft's loop shows a picture to classify as it is
+        normalisation=_one({own_mean_std if name == "own" else name for name in normalisations}),
+        epoch=_one({str(record.resolved["protocol"].get("epoch_reported", UNKNOWN)) for record in records}),
+        augmentation=_augmentation(records),
     )
     sizes = {tuple(record.resolved["protocol"].get("image_size") or ()) for record in records}
     own = tuple(known.input_size[1:]) if known is not None else None
@@ -176,6 +178,28 @@ def _conditions(table: Table) -> tuple[Conditions, list[str]]:
     ]
     splits = sorted({record.split for record in records} - {"test"})
     return conditions, [*unlike, *(f"ours is measured on the split {split}" for split in splits)]
+
+
+def _setting(record: Record, name: str) -> str:
+    """What a fit was done with; a record that does not say it is of a time when there was the default only."""
+    return record.resolved["protocol"].get(name, getattr(Settings(), name))
+
+
+def _one(found: set[str]) -> str:
+    return found.pop() if len(found) == 1 else UNKNOWN
+
+
+def _augmentation(records: Sequence[Record]) -> str:
+    """In the words of the published tables, in which some of the tasks may have it: "flip on 11 tasks"."""
+    of_task: dict[str, set[str]] = {}
+    for record in records:
+        of_task.setdefault(record.job.task, set()).add(_setting(record, "augmentation"))
+    found = [_one(names) for names in of_task.values()]
+    used = sorted(set(found) - {"none"})
+    if len(used) > 1 or UNKNOWN in used:
+        return UNKNOWN
+    words = AUGMENTATIONS[used[0] if used else "none"]
+    return words if len(set(found)) == 1 else f"{words} on {found.count(used[0])} tasks"
 
 
 def _normalisation(mean: Sequence[float], std: Sequence[float]) -> str:

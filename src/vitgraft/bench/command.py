@@ -171,9 +171,8 @@ def _grid(given: argparse.Namespace) -> Grid:
     data = suites.locate(suite, given.data, given.tasks)
     protocol = protocols.find(given.protocol)
     protocol.check_suite(suite)
-    left_out = [*protocol.deviations, *([f"{protocol.normalisation} normalisation"] if protocol.mean_std else [])]
-    if left_out:
-        _say(f"protocol  {protocol.name}, of which is not done here: {'; '.join(left_out)}")
+    if protocol.deviations:
+        _say(f"protocol  {protocol.name}, of which is not done here: {'; '.join(protocol.deviations)}")
     common = values(given.set, "--set", "epochs=10")
     methods = {text: {**_method(text), **common} for text in given.methods}
     from .. import fitting

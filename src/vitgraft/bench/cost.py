@@ -2,8 +2,9 @@
 records.
 
 A fit is counted as `training.train` does it: whole batches, each epoch; the pass through a backbone that no gradient
-crosses once for each picture, its result being kept; and the pictures of the split that is measured, `val` after every
-epoch and at the end, any other at the end. Decoding, calibration and the start of a process are not counted.
+crosses once for each picture, its result being kept, unless pictures are augmented; and the pictures of the split that
+is measured, `val` after every epoch and at the end, any other at the end. Decoding, calibration and the start of a
+process are not counted.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ class PerPicture:
     step: int
     crosses: bool
 
-    def training(self, n: int, batch_size: int, epochs: int) -> int:
+    def training(self, n: int, batch_size: int, epochs: int, *, augmented: bool = False) -> int:
         """Of a fit on n pictures."""
         seen = n // min(batch_size, n) * min(batch_size, n) * epochs  # the last incomplete batch is dropped
-        return self.step * seen if self.crosses else self.read * n + (self.step - self.read) * seen
+        return self.step * seen if self.crosses or augmented else self.read * n + (self.step - self.read) * seen
 
     def measuring(self, n: int, times: int) -> int:
         """Of so many looks at n pictures."""
@@ -100,7 +101,9 @@ class Estimate:
         measured = pictures.get(settings.eval_split or "", 0)
         looks = settings.epochs + 1 if settings.eval_split == "val" else 1
         trained = sum(pictures[name] for name in settings.train_split.split("+"))
-        return counted.training(trained, settings.batch_size, settings.epochs), counted.measuring(measured, looks)
+        augmented = settings.augmentation != "none"
+        training = counted.training(trained, settings.batch_size, settings.epochs, augmented=augmented)
+        return training, counted.measuring(measured, looks)
 
     @cached_property
     def _pictures(self) -> dict[str, dict[str, int]]:

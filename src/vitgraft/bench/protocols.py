@@ -19,18 +19,10 @@ from .suites import Suite
 from .suites import find as find_suite
 
 EPOCHS = ("last", "best on test", "unknown")
-Triple = tuple[float, float, float]
-# mean and std of R, G, B on the scale 0..1; None: the backbone's own, as it was pre-trained.
-NORMALISATIONS: dict[str, tuple[Triple, Triple] | None] = {
-    "own": None,
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-}
 _KINDS = {
     **dict.fromkeys(("name", "title", "source"), str),
     **dict.fromkeys(("suites", "flags", "deviations"), list),
-    **dict.fromkeys(("augmentation", "settings", "choice", "methods"), dict),
+    **dict.fromkeys(("settings", "tasks", "choice", "methods"), dict),
     "seeds": int,
 }
 
@@ -50,11 +42,10 @@ class Protocol:
     Args:
         suites: those that its values per task are for; none: any suite.
         backbone: the published weights, by timm's name; None: any, or not in timm.
-        normalisation: one of NORMALISATIONS.
-        augmentation: {task: what is done to a training picture}, "*" for all others; empty: nothing.
         epoch: which epoch's number the source reports, one of EPOCHS.
         seeds: how many, at the least.
         settings: fields of `vitgraft.settings.Settings`, for every method.
+        tasks: {task: the same, for every method on this task}.
         choice: the same, in their place while hyper-parameters are chosen.
         methods: {method: Recipe}.
         flags: what flatters the source's numbers; printed beside them.
@@ -66,18 +57,18 @@ class Protocol:
     source: str
     suites: tuple[str, ...]
     backbone: str | None
-    normalisation: str
-    augmentation: Mapping[str, str]
     epoch: str
     seeds: int
     settings: Mapping[str, Any]
+    tasks: Mapping[str, Mapping[str, Any]]
     choice: Mapping[str, Any]
     methods: Mapping[str, Recipe]
     flags: tuple[str, ...]
     deviations: tuple[str, ...]
 
     def options(self, method: str, task: str, *, choosing: bool = False) -> dict[str, Any]:
-        """What `fit` is given for a method on a task: the settings, over these the method's, over these the task's.
+        """What `fit` is given for a method on a task: the settings, over these the task's, over these the method's,
+        over these the method's on the task.
 
         task: by its name in the suite. choosing: on the splits where hyper-parameters are chosen. Raises RequestError
         where the protocol has values per task for this method, but none for this task.
@@ -88,17 +79,8 @@ class Protocol:
                 f"The protocol {self.name} has values of {method} for {', '.join(recipe.tasks)}, but none for "
                 f"{task!r}: choose one of these tasks, or the protocol strict.{near_misses(task, recipe.tasks)}"
             )
-        chosen = {**self.settings, **recipe.options, **recipe.tasks.get(task, {})}
+        chosen = {**self.settings, **self.tasks.get(task, {}), **recipe.options, **recipe.tasks.get(task, {})}
         return {**chosen, **self.choice} if choosing else chosen
-
-    @property
-    def mean_std(self) -> tuple[Triple, Triple] | None:
-        """Mean and std of R, G, B on the scale 0..1; None: the backbone's own."""
-        return NORMALISATIONS[self.normalisation]
-
-    def augmentation_of(self, task: str) -> str:
-        """What the source does to a training picture of this task; "none" where it does nothing."""
-        return self.augmentation.get(task, self.augmentation.get("*", "none"))
 
     def check_suite(self, suite: Suite) -> None:
         """RequestError where the protocol is for other suites than this one."""
@@ -125,15 +107,16 @@ def load(file: str | os.PathLike[str]) -> Protocol:
     found = shipped.read(file, "protocol")
     shipped.check_fields(f"{file}", found, [f.name for f in fields(Protocol)])
     shipped.check_kinds(f"{file}", found, _KINDS)
-    for name, words in (("epoch", EPOCHS), ("normalisation", tuple(NORMALISATIONS))):
-        if found[name] not in words:
-            raise RequestError(
-                f"The {name} of {file} is {found[name]!r}, but there is {', '.join(words)}: write one of these."
-                f"{near_misses(str(found[name]), words)}"
-            )
-    for part in ("settings", "choice"):
-        shipped.check_fields(f"The part {part} of {file}", found[part], (), Settings.names())
-    Settings(**found["settings"])  # refuses a value that no fit would take
+    if found["epoch"] not in EPOCHS:
+        raise RequestError(
+            f"The epoch of {file} is {found['epoch']!r}, but there is {', '.join(EPOCHS)}: write one of these."
+            f"{near_misses(str(found['epoch']), EPOCHS)}"
+        )
+    parts = {part: found[part] for part in ("settings", "choice")}
+    parts |= {f"tasks, {task},": own for task, own in found["tasks"].items()}
+    for part, own in parts.items():
+        shipped.check_fields(f"The part {part} of {file}", own, (), Settings.names())
+        Settings(**{**found["settings"], **own})  # refuses a value that no fit would take
     methods = {}
     for name, recipe in found["methods"].items():
         shipped.check_fields(f"The method {name} of {file}", recipe, (), ("options", "tasks"))
@@ -149,7 +132,7 @@ def load(file: str | os.PathLike[str]) -> Protocol:
 def _check_tasks(file: Path, protocol: Protocol) -> None:
     """Values per task are for tasks of the protocol's suites."""
     known = {task.name for name in protocol.suites for task in find_suite(name).tasks}
-    named = {*protocol.augmentation, *(task for recipe in protocol.methods.values() for task in recipe.tasks)} - {"*"}
+    named = {*protocol.tasks, *(task for recipe in protocol.methods.values() for task in recipe.tasks)}
     if extra := sorted(named - known):
         raise RequestError(
             f"{file} has values for the task {extra[0]!r}, but its suites ({', '.join(protocol.suites) or 'none'}) "

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RequestError, near_misses
+from ..settings import NORMALISATIONS
 from . import shipped
-from .protocols import EPOCHS, NORMALISATIONS
+from .protocols import EPOCHS
 from .suites import Suite
 from .suites import find as find_suite
 
@@ -35,7 +36,7 @@ class Row:
         stated: averages as their source gives them: "mean", "groups" (the mean of groups), "by_group" (a list), and
             "best_epoch_mean", "best_epoch_groups", had the best epoch on test been reported.
         checkpoint: the weights, by timm's name, or "unknown".
-        normalisation: of the pictures, a name of `protocols.NORMALISATIONS`, or "unknown".
+        normalisation: of the pictures, a name of `settings.NORMALISATIONS`, or "unknown".
         epoch: which one is reported, one of `protocols.EPOCHS`.
         augmentation: of the training pictures.
         flags: what to know before comparing this row, the table's flags left aside.

@@ -45,6 +45,7 @@ class DensePictures:
     split: DenseSplit  # without what was left out
     sizes: list[tuple[int, int]]  # (h, w) of each picture's file
     skipped: list[tuple[Path, str]]  # files that were bad, with the reason
+    augmented: bool  # whether every epoch sees other pixels
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class DensePictures:
         self._classes = classes
         self._workers = workers
         self._augment = augment
+        self.augmented = augment is not None
         self._cover = cover
         checked = examine(split, classes, workers, progress)
         bad = [(found.file, _reason(found)) for found in checked if isinstance(found, Problem)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import RequestError, WorkError
 from .batch import Batch
 from .dataset import Split
-from .pictures import BadPicture
+from .pictures import BadPicture, open_picture
 from .preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from .recipes import Recipe
 
 _CHUNK = 32  # pictures that a worker process decodes at a time when all are checked
 
@@ -28,18 +31,25 @@ class _Decoded(NamedTuple):
 
 class _Decode(Dataset[tuple[int, Tensor | str]]):
     """Index to (index, pixels) or, for a bad picture, (index, reason). At module level, so that every way of starting a
-    worker process can import it."""
+    worker process can import it. recipe, epoch: of a picture as that epoch of training sees it."""
 
-    def __init__(self, paths: list[Path], preprocess: Preprocess) -> None:
+    def __init__(
+        self, paths: list[Path], preprocess: Preprocess, recipe: Recipe | None = None, epoch: int | None = None
+    ) -> None:
         self.paths = paths
         self.preprocess = preprocess
+        self.recipe = recipe
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        path = self.paths[index]
         try:
-            return index, self.preprocess.load(self.paths[index])
+            if self.recipe is None:
+                return index, self.preprocess.load(path)
+            return index, self.recipe.pixels(open_picture(path), f"{self.epoch}/{index}")
         except BadPicture as bad:
             return index, bad.reason
 
@@ -63,8 +73,10 @@ class Pictures:
         split: paths and labels.
         preprocess: the pipeline up to uint8 pixels.
         workers: processes that decode; 0 decodes in this one.
+        recipe: what the pictures look like in an epoch of training; none: as in evaluation.
         skip_bad: leave bad pictures out, into `skipped`, where otherwise they are an error.
-        keep_bytes: the decoded pixels stay in memory if they take at most this; else each call of `batches` decodes.
+        keep_bytes: the decoded pixels stay in memory if they take at most this; else, and with a recipe, each call of
+            `batches` decodes.
         progress: called with (pictures done, pictures in all) while they are decoded for the first time.
 
     Raises WorkError when pictures are bad, or when skipping them leaves a class with none.
@@ -73,6 +85,7 @@ class Pictures:
     paths: list[Path]
     labels: Tensor  # int64 [n]
     skipped: list[tuple[Path, str]]  # bad pictures that were left out, with the reason
+    augmented: bool  # whether every epoch sees other pixels
 
     def __init__(
         self,
@@ -80,15 +93,18 @@ class Pictures:
         preprocess: Preprocess,
         *,
         workers: int,
+        recipe: Recipe | None = None,
         skip_bad: bool = False,
         keep_bytes: int = 2 << 30,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._preprocess = preprocess
         self._workers = workers
+        self._recipe = recipe
+        self.augmented = recipe is not None
         self.paths = list(split.paths)
         height, width = preprocess.size
-        keep = len(split) * 3 * height * width <= keep_bytes
+        keep = not recipe and len(split) * 3 * height * width <= keep_bytes
         self._pixels, good, bad = self._decode_all(keep, progress)
         self.skipped = [(split.paths[index], reason) for index, reason in bad]
         if bad and not skip_bad:
@@ -105,13 +121,18 @@ class Pictures:
         return even_batches(len(self), batch_size, rank=rank, world=world)
 
     def batches(self, indices: Sequence[Sequence[int]], *, epoch: int | None = None) -> Iterator[Batch]:
-        """For each list of indices, in order, a batch; every epoch sees the same pixels."""
+        """For each list of indices, in order, a batch.
+
+        With an epoch and a recipe, every picture is drawn anew, by the recipe's seed, the epoch and its index alone;
+        else it is as in evaluation.
+        """
         if self._pixels is not None:
             for batch in indices:
                 chosen = torch.tensor(batch, dtype=torch.int64)
                 yield self._batch(self._pixels[chosen], chosen)
             return
-        for decoded in self._decode(indices, _stack):
+        recipe = self._recipe if epoch is not None else None
+        for decoded in self._decode(indices, _stack, recipe, epoch):
             for index, reason in decoded.bad:  # it was good when all were checked: the file has changed since
                 raise BadPicture(self.paths[index], reason)
             chosen = torch.tensor(decoded.indices, dtype=torch.int64)
@@ -138,9 +159,13 @@ class Pictures:
         return (pixels[: len(good)] if pixels is not None else None), good, bad
 
     def _decode(
-        self, indices: Sequence[Sequence[int]], collate: Callable[[list[tuple[int, Tensor | str]]], _Decoded]
+        self,
+        indices: Sequence[Sequence[int]],
+        collate: Callable[[list[tuple[int, Tensor | str]]], _Decoded],
+        recipe: Recipe | None = None,
+        epoch: int | None = None,
     ) -> Iterator[_Decoded]:
-        return loaded(_Decode(self.paths, self._preprocess), indices, collate, self._workers)
+        return loaded(_Decode(self.paths, self._preprocess, recipe, epoch), indices, collate, self._workers)
 
 
 def loaded(

@@ -13,9 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import RequestError, near_misses
+from ..settings import Triple
 from .pictures import open_picture, to_rgb
-
-Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Preprocess:
 
     Args:
         size: (H, W) in pixels; with `fit` of the canvas that a picture is resized to fit.
-        mean: of R, G, B, on the scale 0..1; as the backbone was pre-trained.
+        mean: of R, G, B, on the scale 0..1; as the backbone was pre-trained, unless the fit says otherwise.
         std: of R, G, B, on the scale 0..1.
         interpolation: a Pillow filter by name; it is antialiased when it makes a picture smaller, "nearest" excepted.
         fit: the aspect ratio is kept, and what is missing to sides of multiples of 32 is padded: the dense tasks' way,
@@ -60,9 +59,16 @@ class Preprocess:
 
     def pixels(self, image: Image.Image) -> Tensor:
         """A Pillow image of any mode and size as uint8 [3, H, W]."""
+        return as_tensor(self.resized(image))
+
+    def resized(self, image: Image.Image) -> Image.Image:
+        """A Pillow image of any mode and size in mode RGB and this size."""
         height, width = self.size
-        resized = to_rgb(image).resize((width, height), Image.Resampling[self.interpolation.upper()])
-        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+        return to_rgb(image).resize((width, height), self.filter)
+
+    @property
+    def filter(self) -> Image.Resampling:
+        return Image.Resampling[self.interpolation.upper()]
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] to float32 [B, 3, H, W], on the device where the pixels are."""
@@ -92,3 +98,8 @@ class Preprocess:
         how = "resize to fit {}, pad to multiples of 32 with the mean" if self.fit else "resize to {}"
         sized = how.format(f"{height}x{width} (HxW, {self.interpolation})")
         return f"RGB, {sized}, scale to 0..1, mean {mean}, std {std}"
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """A Pillow image in mode RGB as uint8 [3, H, W]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

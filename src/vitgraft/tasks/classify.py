@@ -14,6 +14,7 @@ from .. import data
 from ..backbone import Backbone
 from ..classification import Evaluation
 from ..data import Batch, Pictures, Preprocess, Split
+from ..data.recipes import Recipe
 from ..settings import Settings
 from ..task import Prediction, Task
 
@@ -48,10 +49,12 @@ class Classify(Task):
         skip_bad: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Pictures:
+        drawn = training and settings.augmentation != "none"
         return Pictures(
             split,
             preprocess,
             workers=settings.workers,
+            recipe=Recipe(settings.augmentation, preprocess, settings.seed) if drawn else None,
             skip_bad=skip_bad,
             keep_bytes=int(settings.memory * 2**30),
             progress=progress,
