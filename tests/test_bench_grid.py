@@ -130,12 +130,6 @@ def test_no_grid(change, sentence, data):
         make_grid(**{"data": data, **change})
 
 
-def test_task_that_is_only_tested(data):
-    suite = suite_of(*(replace(task, trained_on="pets" if task.name == "svhn" else None) for task in TINY.tasks))
-    with pytest.raises(RequestError, match="svhn is only tested, with the model of pets"):
-        make_grid(data, suite=suite)
-
-
 def test_the_same_run_twice_is_refused(data):
     with pytest.raises(RequestError, match="'lora, pets, seed 0' and 'again, pets, seed 0' are the same run"):
         _ = make_grid(data, methods={"lora": {"rank": 4}, "again": {"method": "lora", "rank": 4.0}}).jobs

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers_bench import calls, counts, fit, killed_fit, make_data, make_grid
+from helpers_bench import calls, counts, fit, killed_fit, make_data, make_grid, suite_of, task_of
 
 from vitgraft.bench import grid as grids
 from vitgraft.bench import on_ray
@@ -271,3 +272,12 @@ def test_bad_requests(monkeypatch):
     monkeypatch.setattr(on_ray.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"not installed: install vitgraft\[ray\]"):
         OnRay()
+
+
+def test_a_test_begins_once_its_fit_is_done(tmp_path, out, two):
+    """The fits leave no folder here, which is what each test says."""
+    suite = suite_of(replace(task_of("clevr"), trained_on="pets"), task_of("pets"))
+    grid = make_grid(make_data(tmp_path / "data", suite), suite=suite, seeds=(0,))
+    found = run(grid, out, fit=fit, workers=two)
+    assert counts(found) == {"done": 2, "running": 0, "failed": 2, "waiting": 0}
+    assert all("that folder is gone" in reason for reason in found.reasons.values())

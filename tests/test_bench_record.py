@@ -103,9 +103,9 @@ def test_every_field_is_checked(name, tmp_path):
 def test_every_field_of_the_job_is_checked(name, tmp_path):
     path = written(tmp_path)
     told = json.loads(path.read_text())
-    told["job"][name] = None
+    told["job"][name] = 0.5
     path.write_text(json.dumps(told))
-    with pytest.raises(RequestError, match=f"has None in the field job.{name}, which holds"):
+    with pytest.raises(RequestError, match=f"has 0.5 in the field job.{name}, which holds"):
         record.read(path)
 
 

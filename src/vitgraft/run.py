@@ -22,6 +22,7 @@ from . import adapter
 from . import task as tasks
 from .backbone import Backbone
 from .cache import activation_store
+from .classification import among
 from .data import Batch
 from .data.layouts import some
 from .errors import RequestError
@@ -29,7 +30,7 @@ from .evaluate import answers
 from .files import read_json
 from .settings import Settings
 from .show import Show
-from .task import Evaluation, Loaded, Prediction, Task
+from .task import Answer, Evaluation, Loaded, Prediction, Task
 from .training import fabric
 
 
@@ -84,13 +85,25 @@ class Run:
         return tuple(self.adapter.header["classes"])
 
     def evaluate(
-        self, root: str | Path, split: str = "test", *, skip_bad: bool = False, quiet: bool = True
+        self,
+        root: str | Path,
+        split: str = "test",
+        *,
+        shown_only: bool = False,
+        skip_bad: bool = False,
+        quiet: bool = True,
     ) -> Evaluation:
-        """The answers on a split of a data set, in the precision and the batches of the fit."""
+        """The answers on a split of a data set, in the precision and the batches of the fit.
+
+        shown_only: a classifier answers with one of the classes that the data set shows, not with any that it knows.
+        """
         settings = self._settings()
         found = self.task.read(Path(root), seed=settings.seed, classes=self.classes, skip_bad=skip_bad)
+        ask = self.task.answer(settings, self.adapter.preprocess)
+        if shown_only:
+            ask = among(ask, {label for part in found.splits.values() for label in part.labels})
         with Show(quiet) as show:
-            pictures, given, used = self._answers(found.split(split), settings, skip_bad, show)
+            pictures, given, used = self._answers(found.split(split), settings, skip_bad, show, ask)
             return self.task.measure(given, pictures, used, split=split, classes=self.classes)
 
     def predict(
@@ -114,11 +127,12 @@ class Run:
         settings = replace(self._settings(), workers=0)
         split = self.task.unlabelled([Path(path) for path in pictures])
         with Show(quiet) as show:
-            loaded, given, _ = self._answers(split, settings, skip_bad, show)
+            ask = self.task.answer(settings, self.adapter.preprocess)
+            loaded, given, _ = self._answers(split, settings, skip_bad, show, ask)
             return sorted(self.task.predictions(given, loaded, self.classes), key=lambda found: found.index)
 
     def _answers(
-        self, split: Any, settings: Settings, skip_bad: bool, show: Show
+        self, split: Any, settings: Settings, skip_bad: bool, show: Show, ask: Answer
     ) -> tuple[Loaded, Iterator[tuple[Batch, Any]], Fabric]:
         """The pictures of a split, what the model says about them, and where."""
         model, preprocess, _ = self.adapter
@@ -130,7 +144,6 @@ class Run:
         used = fabric(settings)
         used.setup_module(model.float())  # to the device, in the precision
         store = activation_store(model, pictures, preprocess, settings, used, keep=False)
-        ask = self.task.answer(settings, preprocess)
         given = answers(model, pictures, preprocess, used, ask, batch_size=settings.batch_size, store=store)
         return pictures, given, used
 

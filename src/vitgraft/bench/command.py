@@ -175,17 +175,21 @@ def _grid(given: argparse.Namespace) -> Grid:
         _say(f"protocol  {protocol.name}, of which is not done here: {'; '.join(protocol.deviations)}")
     common = values(given.set, "--set", "epochs=10")
     methods = {text: {**_method(text), **common} for text in given.methods}
+    choosing = given.part == "search"
+    fitted = {name: folder for name, folder in data.items() if not suite.task(name).trained_on}
+    if choosing:
+        data = fitted
+    _check_tests(suite, data)
     from .. import fitting
     from .. import task as kinds
     from ..backbone import Backbone
 
     for own in methods.values():  # what is wrong with the request is said before anything runs
-        wanted = {**protocol.options(own["method"], next(iter(data))), **own}
+        wanted = {**protocol.options(own["method"], next(iter(fitted), "")), **own}
         fitting.sort_options(kinds.find("classify"), wanted.pop("method"), False, wanted)
-    choosing = given.part == "search"
     choices = None if choosing or not given.choices else search.Choices.read(given.choices)
     if choices:
-        choices.check(suite.name, methods, list(data))
+        choices.check(suite.name, methods, list(fitted))
     seeds = 1 if choosing else protocol.seeds if given.seeds is None else given.seeds
     return Grid(
         suite=suite,
@@ -199,6 +203,16 @@ def _grid(given: argparse.Namespace) -> Grid:
         flags=protocol.flags,
         tune=choices.tune if choices else None,
     )
+
+
+def _check_tests(suite: suites.Suite, data: dict[str, Path]) -> None:
+    """RequestError, before any model is fitted, where a task that is only tested is not what the suite says of it, or
+    shows a class that the model will not know."""
+    from ..data.dataset import read
+
+    for task in (suite.task(name) for name in data):
+        if task.trained_on in data:
+            suites.read(task, data[task.name], read(data[task.trained_on]).classes)
 
 
 def _method(text: str) -> dict[str, Any]:

@@ -53,8 +53,9 @@ class PerPicture:
 
 @dataclass(frozen=True)
 class Row:
-    """What is left of one method, by its label. flops: of one training picture, forward and backward, the most of its
-    runs; total: of all that is left. seconds, memory (bytes): None where no record tells."""
+    """What is left of one method, by its label. left: fits. flops: of one training picture, forward and backward, the
+    most of its runs; total: of all that is left, tests of its models on other tasks included. seconds, memory (bytes):
+    None where no record tells."""
 
     label: str
     left: int
@@ -77,7 +78,8 @@ class Estimate:
         self._rates: dict[str, float | None] = {}
         digests = {job.task: job.digest for job in grid.jobs}
         here = provenance.machine()
-        self.records = [r for r in records if r.machine == here and digests.get(r.job.task) == r.job.digest]
+        same = [r for r in records if r.machine == here and digests.get(r.job.task) == r.job.digest]
+        self.records = [r for r in same if not r.job.source]  # a test has the seconds of the fit of its model
 
     def rows(self, left: Sequence[Job]) -> list[Row]:
         """One for each method of which runs are left, in the grid's order."""
@@ -92,13 +94,17 @@ class Estimate:
         seconds = sum(r * total for r, total in zip(known, totals, strict=True)) if len(known) == len(jobs) else None
         memory = [r.peak_memory for job in jobs for r in self._like(job)]
         steps = [self._per_picture(job).step for job in jobs]
-        return Row(label, len(jobs), max(steps), sum(totals), seconds, max(memory, default=None))
+        return Row(
+            label, sum(not job.source for job in jobs), max(steps), sum(totals), seconds, max(memory, default=None)
+        )
 
     def _flops(self, job: Job) -> tuple[int, int]:
         """Of training and of measuring."""
         settings, counted = _settings(job), self._per_picture(job)
         pictures = self._pictures[job.task]
         measured = pictures.get(settings.eval_split or "", 0)
+        if job.source:
+            return 0, counted.measuring(measured, 1)
         looks = settings.epochs + 1 if settings.eval_split == "val" else 1
         trained = sum(pictures[name] for name in settings.train_split.split("+"))
         augmented = settings.augmentation != "none"
@@ -109,10 +115,12 @@ class Estimate:
     def _pictures(self) -> dict[str, dict[str, int]]:
         from ..data.dataset import read
 
-        return {
-            task: {name: len(split) for name, split in read(Path(folder).expanduser()).splits.items()}
-            for task, folder in self.grid.data.items()
-        }
+        folders = {task: Path(folder).expanduser() for task, folder in self.grid.data.items()}
+        trained_on = {task.name: task.trained_on for task in self.grid.suite.tasks}
+        found = {task: read(folder) for task, folder in folders.items() if not trained_on[task]}
+        for task in folders.keys() - found.keys():
+            found[task] = read(folders[task], classes=found[str(trained_on[task])].classes)
+        return {task: {name: len(split) for name, split in data.splits.items()} for task, data in found.items()}
 
     def _per_picture(self, job: Job) -> PerPicture:
         """Counted once for each method and picture size, with the head of the task that has the most classes."""

@@ -4,6 +4,9 @@ OUT/records/KEY.json     a finished run; written last, whole
 OUT/failures/KEY.json    a run that failed at its last try, with the reason
 OUT/runs/KEY/            the run's own folder, from which a fit that was killed continues
 OUT/locks/KEY            held by the process that does the run
+
+Some tasks are only tested, with the model of another: such a run has no folder of its own but reads that of the fit,
+and is begun once the fit has a record.
 """
 
 from __future__ import annotations
@@ -62,8 +65,8 @@ class Grid:
     the method, and that over the protocol. tune: gives a job the settings that a search chose for it
     (`search.Choices.tune`).
 
-    Raises RequestError for a folder of no task, for an empty axis, for a task that is only tested with another's model,
-    and for two jobs that are the same run.
+    Raises RequestError for a folder of no task, for an empty axis, for a task that is only tested where that with whose
+    model it is tested is missing, and for two jobs that are the same run.
     """
 
     suite: Suite
@@ -87,10 +90,10 @@ class Grid:
                     f"one of these.{near_misses(name, names)}"
                 )
         for task in self.suite.tasks:
-            if task.name in self.data and task.trained_on:
+            if task.name in self.data and task.trained_on and task.trained_on not in self.data:
                 raise RequestError(
-                    f"{task.name} is only tested, with the model of {task.trained_on}, but a grid fits on every task: "
-                    "leave it out."
+                    f"{task.name} is tested with the model of {task.trained_on}, but that is not among the tasks: add "
+                    "it, which fits no model twice."
                 )
         for axis in ("data", "methods", "seeds", "variants"):
             if not len(getattr(self, axis)):
@@ -98,15 +101,22 @@ class Grid:
 
     @cached_property
     def jobs(self) -> tuple[Job, ...]:
-        """All jobs: seed by seed, so that a grid that is stopped early is a whole table of fewer seeds."""
+        """All jobs: seed by seed, so that a grid that is stopped early is a whole table of fewer seeds; after each fit
+        the tests of its model."""
         tasks = [task for task in self.suite.tasks if task.name in self.data]
-        digests = {task.name: provenance.data_digest(self.data[task.name]) for task in tasks}
-        jobs = tuple(
-            self._job(task, digests[task.name], label, variant, seed)
+        roots = {task.name: str(Path(self.data[task.name]).expanduser().resolve()) for task in tasks}
+        digests = {name: provenance.data_digest(root) for name, root in roots.items()}
+        tested = {task.name: [t.name for t in tasks if t.trained_on == task.name] for task in tasks}
+        fits = (
+            self._job(task, roots[task.name], digests[task.name], label, variant, seed)
             for seed in self.seeds
             for task in tasks
+            if not task.trained_on
             for label in self.methods
             for variant in self.variants
+        )
+        jobs = tuple(
+            job for fit in fits for job in (fit, *(fit.tested(t, roots[t], digests[t]) for t in tested[fit.task]))
         )
         first: dict[str, Job] = {}
         for job in jobs:
@@ -116,7 +126,7 @@ class Grid:
                 )
         return jobs
 
-    def _job(self, task: TaskOf, digest: str, label: str, variant: str, seed: int) -> Job:
+    def _job(self, task: TaskOf, root: str, digest: str, label: str, variant: str, seed: int) -> Job:
         own = dict(self.methods[label])
         method = own.pop("method", label)
         given = {**own, **self.variants[variant]}
@@ -138,7 +148,7 @@ class Grid:
             seed=seed,
             backbone=self.backbone,
             fingerprint=self.fingerprint,
-            root=str(Path(self.data[task.name]).expanduser().resolve()),
+            root=root,
             digest=digest,
             flags=list(self.flags),
         )
@@ -158,8 +168,11 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The same in words."""
-        counts = {name: len(getattr(self, name)) for name in ("done", "running", "failed", "waiting")}
-        head = f"{sum(counts.values())} runs: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+        states = {name: getattr(self, name) for name in ("done", "running", "failed", "waiting")}
+        jobs = [job for found in states.values() for job in found]
+        tests = sum(bool(job.source) for job in jobs)
+        what = f"{len(jobs) - tests} runs" + (f" and {tests} tests of their models" if tests else "")
+        head = f"{what}: " + ", ".join(f"{len(found)} {name}" for name, found in states.items())
         return [head, *(f"failed  {job.title} ({job.key}): {self.reasons[job.key]}" for job in self.failed)]
 
 
@@ -244,17 +257,20 @@ def do(
     if is_done(job, out):
         return True
     with held(out / "locks" / job.key, owner) as free:
-        if free and not is_done(job, out) and not failed_since(job, out, begun):
-            _fit(job, out, fit or fit_here, say or _silent)
+        if free and not is_done(job, out) and is_ready(job, out) and not failed_since(job, out, begun):
+            _measure(job, out, fit or fit_here, say or _silent)
         return is_done(job, out)
 
 
-def _fit(job: Job, out: Path, fit: Fit, say: Say) -> None:
+def _measure(job: Job, out: Path, fit: Fit, say: Say) -> None:
     failure, started = out / "failures" / f"{job.key}.json", time.monotonic()
     provenance.commit()  # as the code is now, not when the run has ended
     try:
-        made = fit(job.root, out=out / "runs" / job.key, resume=True, quiet=True, **job.options())
-        found = record.of_result(job, made.result)
+        if job.source:
+            result = test_here(job, out / "runs" / job.source)
+        else:
+            result = fit(job.root, out=out / "runs" / job.key, resume=True, quiet=True, **job.options()).result
+        found = record.of_result(job, result)
     except Exception as error:
         reason = str(error) if isinstance(error, VitgraftError) else f"{type(error).__name__}: {error}"
         note_failure(job, out, reason, "".join(traceback.format_exception(error)))
@@ -281,6 +297,25 @@ def fit_here(root: str, *, backbone: str, **options: Any) -> Any:
     return fitting.fit(root, backbone=_loaded(backbone), **options)
 
 
+def test_here(job: Job, run: Path) -> dict[str, Any]:
+    """The result of a run with what its model answers on the pictures of another task in the place of its own.
+
+    A set may show some of the classes that the model knows: it answers with one of these, see `classification.among`.
+    Raises WorkError where the run's folder is gone.
+    """
+    from ..run import Run
+
+    if not (run / "result.json").is_file():
+        raise WorkError(
+            f"The model of {run} was to be tested, but that folder is gone: delete {run.parents[1] / 'records'}/"
+            f"{run.name}.json, and the same command fits it again."
+        )
+    made = Run(run, _loaded(job.backbone))
+    result = made.result
+    found = made.evaluate(job.root, result["split"], shown_only=True, skip_bad=job.settings.get("skip_bad", False))
+    return {**result, "value": found.value, "interval": found.interval, "split": found.split}
+
+
 @lru_cache(maxsize=1)
 def _loaded(name: str) -> Any:
     from ..backbone import Backbone
@@ -290,7 +325,16 @@ def _loaded(name: str) -> Any:
 
 def is_done(job: Job, out: Path) -> bool:
     """Whether there is a record of the job. One that was cut off is none: the run is repeated, the record replaced."""
-    path = out / "records" / f"{job.key}.json"
+    return _has_record(job.key, out)
+
+
+def is_ready(job: Job, out: Path) -> bool:
+    """Whether the model that the job tests is there; a fit can always begin."""
+    return not job.source or _has_record(job.source, out)
+
+
+def _has_record(key: str, out: Path) -> bool:
+    path = out / "records" / f"{key}.json"
     if not path.is_file():
         return False
     try:
@@ -336,8 +380,10 @@ def failed_since(job: Job, out: Path, begun: float) -> bool:
 
 
 def is_open(job: Job, out: Path, begun: float) -> bool:
-    """Whether a job is left to begin: neither done, nor failed since `begun`, nor under way in a living process."""
-    return not (is_done(job, out) or failed_since(job, out, begun) or is_held(out / "locks" / job.key))
+    """Whether a job is left to begin: ready, and neither done, nor failed since `begun`, nor under way in a living
+    process."""
+    settled = is_done(job, out) or failed_since(job, out, begun) or is_held(out / "locks" / job.key)
+    return is_ready(job, out) and not settled
 
 
 def give_up(job: Job, out: Path, reason: str, say: Say) -> None:

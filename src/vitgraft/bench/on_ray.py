@@ -13,7 +13,7 @@ import platform
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -66,16 +66,22 @@ class OnRay:
         """
         import ray
 
-        left = [job for job in jobs if grid.is_open(job, out, begun)]
-        if not left:
+        if not any(grid.is_open(job, out, begun) for job in jobs):
             return
         with _connected(self.address), tempfile.NamedTemporaryFile(dir=out.absolute(), prefix=".ray-") as token:
             task: Any = ray.remote(_do).options(max_retries=RETRIES, **self._place(say))
-            running = {task.remote(job, token.name, fit, begun, os.getcwd()): job for job in left}
+
+            def started(some: Iterable[Job]) -> dict[Any, Job]:
+                left = [job for job in some if grid.is_open(job, out, begun)]
+                return {task.remote(job, token.name, fit, begun, os.getcwd()): job for job in left}
+
+            running = started(jobs)
             try:
                 while running:
                     [ended], _ = ray.wait(list(running))
-                    _tell(ended, running.pop(ended), out, say)
+                    fitted = running.pop(ended)
+                    _tell(ended, fitted, out, say)
+                    running |= started(job for job in jobs if job.source == fitted.key)
             finally:  # Ctrl-C, or a worker that cannot work: what the others were at is continued at the next start
                 for under_way in running:
                     ray.cancel(under_way, force=True)

@@ -33,7 +33,8 @@ class Job:
     fields of `Settings` other than the seed, and options of `fit`. backbone: a name or file, and fingerprint: what its
     weights are (`Backbone.fingerprint`). root: the data's folder, and digest: what lies there
     (`provenance.data_digest`). flags: what in the protocol flatters. chosen: on what and from where its settings were
-    chosen (`search.Choice.told`); empty where nobody searched.
+    chosen (`search.Choice.told`); empty where nobody searched. source: where nothing is fitted on the task but the
+    model of another run is tested on it, the key of that run, whose settings these are; else None.
     """
 
     suite: str
@@ -50,6 +51,7 @@ class Job:
     digest: str
     flags: list[str]
     chosen: dict[str, Any] = of_class(default_factory=dict)
+    source: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("arguments", "settings", "flags", "chosen"):
@@ -67,6 +69,7 @@ class Job:
         what = {name: getattr(self, name) for name in _WHAT}
         what["settings"] = {name: value for name, value in self.settings.items() if name not in FREE}
         what |= {"backbone": self.fingerprint, "data": self.digest}
+        what |= {"source": self.source} if self.source else {}
         text = json.dumps(_same(what), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -85,6 +88,10 @@ class Job:
             arguments={**self.arguments, **arguments},
             chosen=dict(chosen or {}),
         )
+
+    def tested(self, task: str, root: str, digest: str) -> Job:
+        """The test of this run's model on another task."""
+        return replace(self, task=task, root=root, digest=digest, source=self.key)
 
     def options(self) -> dict[str, Any]:
         """What `vitgraft.fit` is called with, besides the folders."""
@@ -257,7 +264,7 @@ def _fault(told: Mapping[str, Any], kind: type, before: str = "") -> str:
     """What is wrong with the fields of a record or a job; empty if nothing is."""
     for field in fields(kind):  # their types are words, because annotations are not evaluated here
         if field.name not in told:
-            if field.default_factory is not MISSING:
+            if field.default is not MISSING or field.default_factory is not MISSING:
                 continue
             return f"lacks the field {before}{field.name}"
         fits, words = _KINDS["value" if field.name == "value" else str(field.type)]
