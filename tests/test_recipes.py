@@ -1,12 +1,15 @@
 """How the pictures of a fit are normalised and augmented: settings that hold for training, and what becomes of them."""
 
+import json
 import random
 
 import numpy as np
 import pytest
 import torch
 from helpers_cli import adapter_of, call, fit, fit_words, make_ground, picture, result_of, same, start, wait_for
+from helpers_dense import segment_set
 from PIL import Image
+from safetensors import safe_open
 
 import vitgraft
 from vitgraft import adapter
@@ -191,6 +194,23 @@ def test_activations_on_disk_are_of_one_normalisation(ground, tmp_path, monkeypa
     fresh = normalised(ground, tmp_path / "fresh", normalisation="unit", cache=True)
     assert same(adapter_of(kept[1].path), adapter_of(fresh.path))
     assert not same(adapter_of(kept[0].path), adapter_of(fresh.path))
+
+
+def test_a_merged_model_says_how_its_pictures_are_normalised(ground, tmp_path):
+    run = fit(ground, tmp_path / "run", "--method", "lora", "--normalisation", "imagenet", "--precision", "32")
+    assert call("merge", run, "--backbone", ground.backbone, "--out", tmp_path / "model.safetensors") == 0
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        told = json.loads(file.metadata()["pretrained_cfg"])
+    assert (tuple(told["mean"]), tuple(told["std"])) == NORMALISATIONS["imagenet"]
+
+
+def test_a_dense_task_is_normalised_too(ground, tmp_path):
+    """Every picture is padded with the mean colour, which is 0 there."""
+    options = {"backbone": str(ground.backbone), "method": "linear", "head": "linear", "image_size": 32, "epochs": 1}
+    options |= {"batch_size": 2, "workers": 0, "quiet": True, "precision": "32", "normalisation": "unit"}
+    run = vitgraft.fit(segment_set(tmp_path / "set"), out=tmp_path / "run", task="segment", **options)
+    assert run.adapter.preprocess.mean == (0, 0, 0)
+    assert run.adapter.preprocess.fit
 
 
 # What is refused.
