@@ -198,8 +198,8 @@ def _augmentation(records: Sequence[Record]) -> str:
     used = sorted(set(found) - {"none"})
     if len(used) > 1 or UNKNOWN in used:
         return UNKNOWN
-    words = AUGMENTATIONS[used[0] if used else "none"]
-    return words if len(set(found)) == 1 else f"{words} on {found.count(used[0])} tasks"
+    words, count = AUGMENTATIONS[used[0] if used else "none"], len(found) - found.count("none")
+    return words if len(set(found)) == 1 else f"{words} on {count} task{'s' * (count > 1)}"
 
 
 def _normalisation(mean: Sequence[float], std: Sequence[float]) -> str:
