@@ -313,7 +313,7 @@ def test_here(job: Job, run: Path) -> dict[str, Any]:
     made = Run(run, _loaded(job.backbone))
     result = made.result
     found = made.evaluate(job.root, result["split"], shown_only=True, skip_bad=job.settings.get("skip_bad", False))
-    return {**result, "value": found.value, "interval": found.interval, "split": found.split}
+    return {**result, "value": found.value, "interval": found.interval, "numbers": found.numbers, "split": found.split}
 
 
 @lru_cache(maxsize=1)
