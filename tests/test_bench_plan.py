@@ -55,7 +55,9 @@ def test_what_a_fit_counts():
     assert crossing.training(25, 10, 3) == 40 * 20 * 3  # the last five pictures of an epoch are dropped
     assert crossing.training(5, 10, 3) == 40 * 5 * 3
     assert frozen.training(25, 10, 3) == 10 * 25 + 6 * 20 * 3  # each picture passes the backbone once
-    assert frozen.training(25, 10, 3, augmented=True) == 16 * 20 * 3
+    assert frozen.training(25, 10, 3, views=0) == 16 * 20 * 3
+    assert frozen.training(25, 10, 3, views=2) == 10 * 25 * 2 + 6 * 20 * 3
+    assert frozen.training(25, 10, 3, views=4) == 10 * 25 * 3 + 6 * 20 * 3  # three epochs see three of the four
     assert crossing.measuring(7, 4) == 12 * 7 * 4
     assert frozen.measuring(7, 4) == 10 * 7 + 2 * 7 * 4
 

@@ -36,8 +36,8 @@ def flat(activations):
 class Seven:
     """Stands for seven loaded pictures."""
 
-    def __init__(self, augmented=False):
-        self.augmented = augmented
+    def __init__(self, *views):
+        self.views = views
 
     def __len__(self):
         return 7
@@ -116,10 +116,13 @@ def test_what_is_handed_out_is_not_the_store(model):
 def test_the_store_has_the_precision_of_the_run(precision, dtype):
     backbone, fabric = random_backbone(), Fabric(accelerator="cpu", devices=1, precision=precision)
     given = (backbone.preprocess(), Settings(memory=0.5), fabric)
-    store = activation_store(build(backbone, "linear", classes=3), Seven(), *given)
+    store = activation_store(build(backbone, "linear", classes=3), Seven(""), *given)
     assert (store.n, store.limit, store.dtype) == (7, 2**29, dtype)
-    assert activation_store(build(backbone, "hst", classes=3), Seven(), *given) is None  # gradients cross the backbone
-    drawn = activation_store(build(backbone, "linear", classes=3), Seven(augmented=True), *given)
+    assert (
+        activation_store(build(backbone, "hst", classes=3), Seven(""), *given) is None
+    )  # gradients cross the backbone
+    assert activation_store(build(backbone, "linear", classes=3), Seven("a", "b"), *given).n == 14
+    drawn = activation_store(build(backbone, "linear", classes=3), Seven(), *given)
     assert (drawn.limit, drawn.dtype) == (0, dtype)  # rounds, and keeps nothing
 
 

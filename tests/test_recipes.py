@@ -16,6 +16,7 @@ from vitgraft import adapter
 from vitgraft import task as tasks
 from vitgraft.cache import ActivationStore
 from vitgraft.data import Pictures, Preprocess, read
+from vitgraft.data.loader import AS_THEY_ARE
 from vitgraft.data.recipes import Recipe
 from vitgraft.errors import RequestError
 from vitgraft.settings import AUGMENTATIONS, NORMALISATIONS, Settings
@@ -69,15 +70,16 @@ def test_evaluation_and_calibration_see_pictures_as_they_are(split):
     pictures = Pictures(split, PREPROCESS, workers=0, recipe=Recipe("crop-randaugment", PREPROCESS, 0))
     ((batch),) = pictures.batches([[4, 2]])
     assert torch.equal(batch.pixels[1], PREPROCESS.load(split.paths[2]))
-    assert pictures.augmented
-    assert not Pictures(split, PREPROCESS, workers=0).augmented
+    assert pictures.views == ()
+    assert Pictures(split, PREPROCESS, workers=0).views == AS_THEY_ARE
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_only_a_training_split_is_augmented(training, split):
     task = tasks.find("classify")
     settings = Settings(workers=0, augmentation="crop")
-    assert task.load(split, PREPROCESS, classes=3, settings=settings, training=training).augmented == training
+    loaded = task.load(split, PREPROCESS, classes=3, settings=settings, training=training)
+    assert loaded.views == (() if training else AS_THEY_ARE)
 
 
 def test_what_a_flip_is():
@@ -115,7 +117,9 @@ def test_the_shared_generators_are_left_alone(split):
     assert torch.equal(torch.get_rng_state(), before[2])
 
 
-@pytest.mark.parametrize("words", [["--method", "bitfit"], ["--method", "sct"], ["--detached"]], ids=lambda w: w[-1])
+@pytest.mark.parametrize(
+    "words", [["--method", "bitfit"], ["--method", "sct"], ["--views", 2, "--detached"]], ids=lambda w: w[-1]
+)
 def test_a_killed_fit_ends_in_the_same_weights(words, ground, tmp_path):
     words = [*words, "--precision", "32", "--epochs", 4, "--lr", "3e-3", "--augmentation", "crop-randaugment"]
     whole = fit(ground, tmp_path / "whole", *words)
@@ -126,7 +130,7 @@ def test_a_killed_fit_ends_in_the_same_weights(words, ground, tmp_path):
     other.process.join()
     fit(ground, tmp_path / "killed", *words, "--resume")
     assert same(adapter_of(whole), adapter_of(tmp_path / "killed"))
-    plain = fit(ground, tmp_path / "plain", *words, "--augmentation", "none")
+    plain = fit(ground, tmp_path / "plain", *words, "--augmentation", "none", "--views", 0)
     assert not same(adapter_of(whole), adapter_of(plain))
 
 
@@ -137,10 +141,44 @@ def test_a_detached_method_reads_every_picture_in_every_epoch(ground, tmp_path, 
         return get(self, indices, lambda: (seen.extend(indices.tolist()), compute())[1])
 
     monkeypatch.setattr(ActivationStore, "get", look)
-    for name, passes in (("none", 1), ("flip", 3)):
+    for words, passes in ((["none"], 1), (["flip"], 3), (["flip", "--views", 2], 2)):
         seen.clear()
-        fit(ground, tmp_path / name, "--method", "linear", "--epochs", 3, "--augmentation", name)
+        fit(ground, tmp_path / str(passes), "--method", "linear", "--epochs", 3, "--augmentation", *words)
         assert len(seen) == passes * 36 + 18  # and once the pictures of val
+
+
+# Views.
+
+
+def test_epochs_take_turns_at_the_views(split):
+    recipe = Recipe("crop-randaugment", PREPROCESS, 0, views=2)
+    pictures = Pictures(split, PREPROCESS, workers=0, recipe=recipe)
+    first, second, third = (next(pictures.batches([[3, 0, 7]], epoch=epoch)).pixels for epoch in range(3))
+    assert torch.equal(first, third)
+    assert not torch.equal(first, second)
+    assert len(set(pictures.views)) == 2
+
+
+VIEWS = ("--method", "hst", "--detached", "--epochs", 4, "--augmentation", "crop", "--views", 2)
+
+
+def test_kept_views_give_what_views_that_are_read_anew_give(ground, tmp_path):
+    kept, anew = (fit(ground, tmp_path / memory, *VIEWS, "--memory", memory) for memory in ("1", "0"))
+    assert same(adapter_of(kept), adapter_of(anew))
+
+
+def test_views_on_disk_are_found_again(ground, tmp_path, monkeypatch):
+    monkeypatch.setenv("VITGRAFT_CACHE", str(tmp_path / "cache"))
+    first = fit(ground, tmp_path / "first", *VIEWS, "--cache")
+    parts = sorted((tmp_path / "cache").rglob("*.safetensors"))
+    digests = {d for part in parts for d in json.loads(safe_open(part, "pt").metadata()["digests"])}
+    assert len([d for d in digests if "crop" in d]) == 2 * 36
+    again = fit(ground, tmp_path / "again", *VIEWS, "--cache")
+    assert sorted((tmp_path / "cache").rglob("*.safetensors")) == parts
+    assert same(adapter_of(first), adapter_of(again))
+    other = fit(ground, tmp_path / "other", *VIEWS, "--cache", "--seed", 1)  # other views
+    assert len(sorted((tmp_path / "cache").rglob("*.safetensors"))) > len(parts)
+    assert not same(adapter_of(first), adapter_of(other))
 
 
 # Normalisation.
@@ -222,6 +260,8 @@ def test_a_dense_task_is_normalised_too(ground, tmp_path):
         (["--normalisation", "imagnet"], "no normalisation 'imagnet': there are own, imagenet, inception, unit"),
         (["--augmentation", "randaugmnt"], "Did you mean 'randaugment'"),
         (["--augmentation", "flip", "--cache"], "with the augmentation flip a picture is another one in every epoch"),
+        (["--views", 2], "2 views of each picture were asked for, but without augmentation all are the same"),
+        (["--views", -1, "--augmentation", "flip"], "views is -1, but must be at least 0"),
     ],
 )
 def test_bad_requests(words, said, ground, tmp_path, capsys):

@@ -79,7 +79,7 @@ def activation_store(
     if model.method.crosses_backbone or model.head.levels:
         return None
     precision = fabric._precision.precision
-    keep = keep and not pictures.augmented
+    keep = keep and len(pictures.views) > 0
     if keep and settings.cache:
         images = torch.zeros(1, 3, *preprocess.size, device=fabric.device, dtype=next(model.head.parameters()).dtype)
         with torch.no_grad(), fabric.autocast():
@@ -94,14 +94,22 @@ def activation_store(
             "precision": precision,
         }
         root = cache_folder() / "activations"
-        return Shelf(root, way, picture_digests(pictures.paths), one, int(settings.cache_size * 2**30))
+        return Shelf(root, way, _digests(pictures), one, int(settings.cache_size * 2**30))
     kinds = {"bf16-mixed": torch.bfloat16, "64-true": torch.float64}
     dtype = DTYPE if settings.cache else kinds.get(precision, torch.float32)
-    return ActivationStore(len(pictures), int(settings.memory * 2**30) if keep else 0, dtype)
+    n = len(pictures) * max(len(pictures.views), 1)
+    return ActivationStore(n, int(settings.memory * 2**30) if keep else 0, dtype)
+
+
+def _digests(pictures: Loaded) -> list[str]:
+    """What view v of picture i is known by, at v * n + i."""
+    plain = picture_digests(pictures.paths)
+    return [f"{digest}/{view}/{i}" if view else digest for view in pictures.views for i, digest in enumerate(plain)]
 
 
 def recall(model: Model, store: Store | None, indices: Tensor, images: Tensor) -> Activations | None:
-    """The activations of the pictures `indices` from the store; without one None, so that the model makes its own."""
+    """The activations of `indices`, v * n + i for view v of picture i, from the store; without one None, so that the
+    model makes its own."""
     if store is None:
         return None
     found = store.get(indices, lambda: model.read(images))

@@ -57,6 +57,12 @@ class Settings:
     augmentation: str = _option(
         "none", f"of training pictures, drawn anew in every epoch: {', '.join(AUGMENTATIONS)}", ("classify",)
     )
+    views: int = _option(
+        0,
+        "augmented views of each picture, at which epochs take turns: what a frozen backbone makes of them is kept; "
+        "0: a new one in every epoch",
+        ("classify",),
+    )
     drop_path: float = _option(0.0, "stochastic depth at the last block")
     label_smoothing: float = _option(0.0, "of the cross entropy", ("classify",))
     jitter: tuple[float, float] | None = _option(
@@ -79,7 +85,7 @@ class Settings:
     memory: float = _option(4.0, "GiB for decoded pictures, and as much again for kept activations")
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("workers", "weight_decay", "memory", "cache_size"), 0)
+        least = dict.fromkeys(("workers", "views", "weight_decay", "memory", "cache_size"), 0)
         least |= dict.fromkeys(("epochs", "batch_size", "devices"), 1)
         for name, low in least.items():
             if not low <= getattr(self, name) < math.inf:
@@ -105,10 +111,16 @@ class Settings:
                     f"There is no {name} {value!r}: there are {', '.join(known)}; choose one of these."
                     f"{near_misses(str(value), known)}"
                 )
-        if self.cache and self.augmentation != "none":
+        if self.views and self.augmentation == "none":
+            raise RequestError(
+                f"{self.views} views of each picture were asked for, but without augmentation all are the same: choose "
+                f"one of {', '.join(name for name in AUGMENTATIONS if name != 'none')} as well."
+            )
+        if self.cache and self.augmentation != "none" and not self.views:
             raise RequestError(
                 "cache keeps what the backbone makes of a picture, but with the augmentation "
-                f"{self.augmentation} a picture is another one in every epoch: leave one of the two out."
+                f"{self.augmentation} a picture is another one in every epoch: give a number of views, or leave one of "
+                "the two out."
             )
         if self.image_size is not None:
             size = (self.image_size,) if isinstance(self.image_size, int) else tuple(self.image_size)

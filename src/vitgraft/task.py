@@ -32,7 +32,7 @@ class Loaded(Protocol):
     """The pictures of one split, known to be good."""
 
     skipped: list[tuple[Path, str]]  # bad pictures that were left out, with the reason
-    augmented: bool  # whether every epoch sees other pixels
+    views: tuple[str, ...]  # of each picture, by name; epochs take turns at them; none: every epoch sees another one
 
     def __len__(self) -> int: ...
     @property

@@ -166,6 +166,7 @@ def train(
         order = epoch_batches(
             len(pictures), settings.batch_size, seed=settings.seed, epoch=epoch, rank=rank, world=world
         )
+        view = epoch % len(pictures.views) if pictures.views else 0
         for batch in pictures.batches(order, epoch=epoch):
             lr = learning_rate(progress.step, steps, settings)
             for group in optimizer.param_groups:
@@ -173,7 +174,7 @@ def train(
             batch = batch.to(fabric.device)
             images = preprocess.normalise(batch.pixels).to(dtype)
             with fabric.autocast():
-                activations = recall(model, store, batch.indices, images)
+                activations = recall(model, store, batch.indices + view * len(pictures), images)
             loss = sum(wrapped(images, batch.targets, activations, batch.sizes).values())
             fabric.backward(loss)
             fabric_optimizer.step()

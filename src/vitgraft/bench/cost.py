@@ -2,9 +2,9 @@
 records.
 
 A fit is counted as `training.train` does it: whole batches, each epoch; the pass through a backbone that no gradient
-crosses once for each picture, its result being kept, unless pictures are augmented; and the pictures of the split that
-is measured, `val` after every epoch and at the end, any other at the end. Decoding, calibration and the start of a
-process are not counted.
+crosses once for each picture or each of its views, the result being kept, unless every epoch sees another one; and the
+pictures of the split that is measured, `val` after every epoch and at the end, any other at the end. Decoding,
+calibration and the start of a process are not counted.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ class PerPicture:
     step: int
     crosses: bool
 
-    def training(self, n: int, batch_size: int, epochs: int, *, augmented: bool = False) -> int:
-        """Of a fit on n pictures."""
+    def training(self, n: int, batch_size: int, epochs: int, *, views: int = 1) -> int:
+        """Of a fit on n pictures; views: of each, 0 where every epoch sees another one."""
         seen = n // min(batch_size, n) * min(batch_size, n) * epochs  # the last incomplete batch is dropped
-        return self.step * seen if self.crosses or augmented else self.read * n + (self.step - self.read) * seen
+        passed = seen if self.crosses or not views else n * min(views, epochs)
+        return self.read * passed + (self.step - self.read) * seen
 
     def measuring(self, n: int, times: int) -> int:
         """Of so many looks at n pictures."""
@@ -107,8 +108,8 @@ class Estimate:
             return 0, counted.measuring(measured, 1)
         looks = settings.epochs + 1 if settings.eval_split == "val" else 1
         trained = sum(pictures[name] for name in settings.train_split.split("+"))
-        augmented = settings.augmentation != "none"
-        training = counted.training(trained, settings.batch_size, settings.epochs, augmented=augmented)
+        views = 1 if settings.augmentation == "none" else settings.views
+        training = counted.training(trained, settings.batch_size, settings.epochs, views=views)
         return training, counted.measuring(measured, looks)
 
     @cached_property

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ..errors import RequestError, WorkError
 from .augment import STRIDE, Augment, Truth, evaluation_view, prepared
 from .batch import Batch, DenseSplit, Problem
-from .loader import even_batches, loaded
+from .loader import AS_THEY_ARE, even_batches, loaded
 from .masks import BadTruth, load_mask
 from .pictures import BadPicture, open_picture
 from .preprocess import Preprocess
@@ -45,7 +45,7 @@ class DensePictures:
     split: DenseSplit  # without what was left out
     sizes: list[tuple[int, int]]  # (h, w) of each picture's file
     skipped: list[tuple[Path, str]]  # files that were bad, with the reason
-    augmented: bool  # whether every epoch sees other pixels
+    views: tuple[str, ...]  # of each picture, by name; epochs take turns at them; none: every epoch sees another one
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class DensePictures:
         self._classes = classes
         self._workers = workers
         self._augment = augment
-        self.augmented = augment is not None
+        self.views = AS_THEY_ARE if augment is None else ()
         self._cover = cover
         checked = examine(split, classes, workers, progress)
         bad = [(found.file, _reason(found)) for found in checked if isinstance(found, Problem)]

@@ -20,6 +20,7 @@ from .preprocess import Preprocess
 if TYPE_CHECKING:
     from .recipes import Recipe
 
+AS_THEY_ARE = ("",)  # the one view of pictures that are not augmented
 _CHUNK = 32  # pictures that a worker process decodes at a time when all are checked
 
 
@@ -49,7 +50,7 @@ class _Decode(Dataset[tuple[int, Tensor | str]]):
         try:
             if self.recipe is None:
                 return index, self.preprocess.load(path)
-            return index, self.recipe.pixels(open_picture(path), f"{self.epoch}/{index}")
+            return index, self.recipe.pixels(open_picture(path), self.recipe.key(self.epoch or 0, index))
         except BadPicture as bad:
             return index, bad.reason
 
@@ -85,7 +86,7 @@ class Pictures:
     paths: list[Path]
     labels: Tensor  # int64 [n]
     skipped: list[tuple[Path, str]]  # bad pictures that were left out, with the reason
-    augmented: bool  # whether every epoch sees other pixels
+    views: tuple[str, ...]  # of each picture, by name; epochs take turns at them; none: every epoch sees another one
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class Pictures:
         self._preprocess = preprocess
         self._workers = workers
         self._recipe = recipe
-        self.augmented = recipe is not None
+        self.views = AS_THEY_ARE if recipe is None else recipe.names
         self.paths = list(split.paths)
         height, width = preprocess.size
         keep = not recipe and len(split) * 3 * height * width <= keep_bytes
@@ -123,8 +124,8 @@ class Pictures:
     def batches(self, indices: Sequence[Sequence[int]], *, epoch: int | None = None) -> Iterator[Batch]:
         """For each list of indices, in order, a batch.
 
-        With an epoch and a recipe, every picture is drawn anew, by the recipe's seed, the epoch and its index alone;
-        else it is as in evaluation.
+        With an epoch and a recipe, a picture is the epoch's view of it, drawn by the recipe's seed, the view's number
+        and the picture's index alone; else it is as in evaluation.
         """
         if self._pixels is not None:
             for batch in indices:

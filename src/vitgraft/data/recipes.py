@@ -33,11 +33,22 @@ class Recipe:
         name: one of `settings.AUGMENTATIONS`, its parts joined by "-"; each of them mirrors half of the pictures.
         preprocess: how a picture is resized, and by its mean what RandAugment fills empty corners with.
         seed: of everything that is drawn, with the key.
+        views: of each picture, at which epochs take turns; 0: every epoch sees another one.
     """
 
     name: str
     preprocess: Preprocess
     seed: int
+    views: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the views at which epochs take turns."""
+        return tuple(f"{self.name}/{self.seed}/{view}" for view in range(self.views))
+
+    def key(self, epoch: int, index: int) -> str:
+        """Of a picture as an epoch sees it."""
+        return f"{epoch % self.views if self.views else epoch}/{index}"
 
     def pixels(self, image: Image.Image, key: str) -> Tensor:
         """A Pillow image of any mode and size as uint8 [3, H, W], a function of the seed and the key alone."""

@@ -54,7 +54,7 @@ class Classify(Task):
             split,
             preprocess,
             workers=settings.workers,
-            recipe=Recipe(settings.augmentation, preprocess, settings.seed) if drawn else None,
+            recipe=Recipe(settings.augmentation, preprocess, settings.seed, settings.views) if drawn else None,
             skip_bad=skip_bad,
             keep_bytes=int(settings.memory * 2**30),
             progress=progress,
