@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import inspect
 import math
-import pkgutil
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from . import methods
+from . import methods, plugins
 from .backbone import Backbone
 from .contacts import Contacts
 from .errors import RequestError, near_misses
@@ -167,22 +165,12 @@ def check_positive(method: Method, *arguments: str) -> None:
 
 def names() -> list[str]:
     """The methods that exist: the files of `methods/`."""
-    return sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
+    return plugins.names(methods)
 
 
 def find(name: str) -> type[Method]:
     """The class of a method; RequestError with the near misses if there is no such file."""
-    if name not in names():
-        raise RequestError(
-            f"There is no method {name!r}: there are {', '.join(names())}; choose one of these."
-            f"{near_misses(name, names())}"
-        )
-    module = importlib.import_module(f"{methods.__name__}.{name}")
-    return next(
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
-    )
+    return plugins.find(methods, name, Method, "method")
 
 
 def create(name: str, *, dense: bool = False, **arguments: Any) -> Method:

@@ -6,8 +6,6 @@ and in `tasks/`.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +15,9 @@ from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
 
-from . import tasks
+from . import plugins, tasks
 from .backbone import Backbone
 from .data import Batch, Preprocess
-from .errors import RequestError, near_misses
 from .features import Activations
 from .model import Model
 from .settings import Settings
@@ -164,18 +161,10 @@ def ask(model: Model, images: Tensor, activations: Activations | None, sizes: li
 
 def names() -> list[str]:
     """The tasks that exist: the files of `tasks/`."""
-    return sorted(module.name for module in pkgutil.iter_modules(tasks.__path__))
+    return plugins.names(tasks)
 
 
 def find(name: str) -> Task:
     """A task by name; RequestError with the near misses if there is no such file."""
-    if name not in names():
-        raise RequestError(
-            f"There is no task {name!r}: there is {', '.join(names())}; choose one.{near_misses(name, names())}"
-        )
-    module = importlib.import_module(f"{tasks.__name__}.{name}")
-    return next(
-        value()
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Task) and value.__module__ == module.__name__
-    )
+    cls: type[Task] = plugins.find(tasks, name, Task, "task")
+    return cls()
