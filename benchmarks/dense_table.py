@@ -33,40 +33,34 @@ class Set:
     settings: dict[str, Any]
     heads: dict[str, dict[str, Any]]
     numbers: dict[str, tuple[str, ...]]  # as the table names them: where each is in a result
-    probe: bool = False  # the frozen backbone with the linear head as well
 
 
+SEGMENTED = {"mIoU": ("mIoU",), "pixel accuracy": ("pixel_accuracy",)}
+BOXES = {"box AP": ("box", "AP"), "box AP50": ("box", "AP50")}
 SETS = {
     "camvid": Set(
         "test",
         {"task": "segment", "image_size": (256, 352), "epochs": 5, "lr": 1e-3},
         {"upernet": SMALL},
-        {"mIoU": ("mIoU",), "pixel accuracy": ("pixel_accuracy",)},
-        probe=True,
+        SEGMENTED,
     ),
     "pets3": Set(
         "test",
         {"task": "segment", "image_size": (224, 224), "epochs": 10, "lr": 1e-3},
         {"upernet": SMALL},
-        {"mIoU": ("mIoU",), "pixel accuracy": ("pixel_accuracy",)},
-        probe=True,
+        SEGMENTED,
     ),
     "pennfudan": Set(
         "val",
         {"task": "instance", "image_size": (320, 320), "epochs": 12, "lr": 1e-3, "batch_size": 4},
         {"mask": SMALL_BOXES, "cascade-mask": SMALL_BOXES},
-        {
-            "box AP": ("box", "AP"),
-            "box AP50": ("box", "AP50"),
-            "mask AP": ("mask", "AP"),
-            "mask AP50": ("mask", "AP50"),
-        },
+        {**BOXES, "mask AP": ("mask", "AP"), "mask AP50": ("mask", "AP50")},
     ),
     "bccd": Set(
         "test",
         {"task": "detect", "image_size": (288, 384), "epochs": 6, "lr": 1e-3, "batch_size": 4},
         {"faster": SMALL_BOXES},
-        {"box AP": ("box", "AP"), "box AP50": ("box", "AP50")},
+        BOXES,
     ),
 }
 
@@ -107,8 +101,8 @@ def main() -> None:
 
 
 def chosen(of: Set, methods: list[str]) -> list[tuple[str, str, dict[str, Any]]]:
-    """Method, head and the head's options of each fit."""
-    probe = [("frozen", "linear", {})] if of.probe and "frozen" in methods else []
+    """Method, head and the head's options of each fit; of a segmentation the linear probe as well."""
+    probe = [("frozen", "linear", {})] if of.settings["task"] == "segment" and "frozen" in methods else []
     return probe + [(method, head, options) for head, options in of.heads.items() for method in methods]
 
 
