@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import Attention, Mlp, global_pool_nlc, resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -181,7 +182,7 @@ class Backbone(nn.Module):
         drop = c.drop_path if c.training and c.inside else 0.0
         M = last = 0  # how many extra tokens stand in front, and their last block
         if -1 in c.taps:
-            found.taps[-1] = x
+            found.taps[-1] = self._tap(x, c.taps[-1])
         for i in range(self.depth):
             if i in c.tokens:
                 tokens, last = c.tokens[i]
@@ -194,7 +195,7 @@ class Backbone(nn.Module):
                 found.extra[i], x = x.split([M, x.shape[1] - M], dim=1)
                 M = 0
             if i in c.taps:
-                found.taps[i] = x[:, M:] if M else x
+                found.taps[i] = self._tap(x[:, M:] if M else x, c.taps[i])
         found.tokens = self._call("norm", x, c)
         return found
 
@@ -277,6 +278,9 @@ class Backbone(nn.Module):
         if isinstance(scale, nn.Identity):
             return x + outputs
         return torch.addcmul(x, outputs, c.own(path).get("gamma", scale.gamma))
+
+    def _tap(self, x: Tensor, normalised: bool) -> Tensor:
+        return F.layer_norm(x, (self.width,)) if normalised else x
 
     def _attention(self, path: str, x: Tensor, c: Contacts, wanted: slice | None) -> Tensor:
         """From the wanted tokens, or all, to all."""

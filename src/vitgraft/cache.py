@@ -90,7 +90,7 @@ def activation_store(
             "architecture": backbone.architecture,
             "arguments": backbone.timm_arguments,
             "preprocess": str(preprocess),
-            "taps": sorted(model.method.contacts.taps),
+            "taps": sorted(model.method.contacts.taps.items()),
             "precision": precision,
         }
         root = cache_folder() / "activations"

@@ -77,7 +77,7 @@ class Contacts(nn.Module):
         self.branches = Tree()
         self.afters = Tree()
         self.tokens: dict[int, tuple[nn.Parameter, int]] = {}  # first block -> the tokens, their last block
-        self.taps: set[int] = set()
+        self.taps: dict[int, bool] = {}  # block -> whether its output is normalised
         # Rate at the last block, growing linearly from 0 at the first; active in training only, and inside the backbone
         # only where something trains there: otherwise its pass is a function of the picture alone.
         self.drop_path = 0.0
@@ -173,10 +173,11 @@ class Contacts(nn.Module):
                 raise ValueError(f"Block {block} has extra tokens already: one block takes one set.")
         self.tokens[block] = (tokens, last)
 
-    def tap(self, backbone: Backbone, block: int) -> None:
-        """Asks for the output of a block (0 is the first; -1 is what enters it)."""
+    def tap(self, backbone: Backbone, block: int, *, normalised: bool = False) -> None:
+        """Asks for the output of a block (0 is the first; -1 is what enters it), or that output under a LayerNorm
+        without parameters."""
         _check_block(backbone, max(block, 0) if block >= -1 else block)
-        self.taps.add(block)
+        self.taps[block] = normalised
 
 
 def _splits(name: str) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ class Activations:
 
     tokens  [B, P+N, D]  after the last block and the final norm; [B, P, D] where CLS alone was asked for
     grid    (h, w)       of the N = h*w patch tokens, which stand behind the P prefix tokens
-    taps    block -> [B, P+N, D]  output of the block, before any norm
+    taps    block -> [B, P+N, D]  output of the block, normalised if the contact says so
     extra   block -> [B, M, D]    what became of the block's extra tokens
     """
 

@@ -222,6 +222,7 @@ class Figure(Shapes):
             inner = [i for i in c.taps if i >= 0]
             words = [f"output of {where(inner, depth)}"] if inner else []
             words += ["input of block 0"] if -1 in c.taps else []
+            words += ["normalised"] if all(c.taps.values()) else []
             self.y += 4
             self.dot(STREAM, self.y, "tap", 4.5)
             self.text(STREAM + 18, self.y - 8, ", ".join(words), "", "start", most=330)
