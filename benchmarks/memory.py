@@ -17,6 +17,8 @@ from vitgraft import build, cost
 
 from . import contenders, measure
 
+CLASSES = 80
+
 
 def main(words: list[str] | None = None) -> None:
     parser = measure.parser(__doc__, model="vit_small_patch16_224")
@@ -30,9 +32,9 @@ def main(words: list[str] | None = None) -> None:
 
     backbone = contenders.random_backbone(given.model)
     arguments: dict[str, Any] = {"detached": True} if given.detached else {}
-    model = build(backbone, given.method, classes=80, task=given.task, head=given.head, **arguments)
+    model = build(backbone, given.method, classes=CLASSES, task=given.task, head=given.head, **arguments)
     H, W = given.image_size
-    images, targets = torch.randn(given.batch_size, 3, H, W), truth(given.task, given.batch_size, H, W)
+    images, targets = torch.randn(given.batch_size, 3, H, W), truth(given.task, CLASSES, given.batch_size, H, W)
     found: dict[str, Any] = {"bytes_kept_for_backward": cost.kept_bytes(model.train(), images, targets)}
     begun = time.perf_counter()
     losses: Any = model(images, targets)
@@ -47,11 +49,12 @@ def main(words: list[str] | None = None) -> None:
     measure.write(given, **found)
 
 
-def truth(task: str, B: int, H: int, W: int) -> Any:
+def truth(task: str, classes: int, B: int, H: int, W: int) -> Any:
+    """Targets of B pictures: random masks, or two objects in each."""
     if task == "segment":
-        return torch.randint(0, 80, (B, H, W), dtype=torch.uint8)
+        return torch.randint(0, classes, (B, H, W), dtype=torch.uint8)
     boxes = torch.tensor([[0.1 * W, 0.1 * H, 0.4 * W, 0.6 * H], [0.5 * W, 0.3 * H, 0.9 * W, 0.9 * H]])
-    target = {"boxes": boxes, "labels": torch.tensor([3, 7])}
+    target = {"boxes": boxes, "labels": torch.tensor([0, classes - 1])}
     if task == "instance":
         target["masks"] = torch.ones(2, H, W, dtype=torch.uint8)
     return [target] * B
