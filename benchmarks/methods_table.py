@@ -51,12 +51,12 @@ def main() -> None:
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lr", type=float, help="in place of the methods' own")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, help="in place of 10")
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
 
-    changed = {} if given.lr is None else {"lr": given.lr}
+    changed = {name: getattr(given, name) for name in ("lr", "epochs") if getattr(given, name) is not None}
 
     backbone = Backbone.load(given.backbone)
     runs: dict[tuple[str, str], Run] = {}
@@ -66,13 +66,12 @@ def main() -> None:
                 given.root / name,
                 out=given.out / "-".join([row.replace(" ", "-"), name, str(given.seed), *map(str, changed.values())]),
                 backbone=backbone,
-                epochs=given.epochs,
                 image_size=given.image_size,
                 seed=given.seed,
                 train_split="train+val",
                 eval_split="test",
                 resume=True,
-                **changed,
+                **{"epochs": 10, **changed},
                 **ROWS[row],
             )
             result = runs[row, name].result

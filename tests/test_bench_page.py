@@ -56,11 +56,11 @@ def vtab_records(
 ):
     """Records of VTAB-1k with the published values of a row, or others; {task: per cent}."""
     values = values or published.find("mai-vtab-1k").row("lora").of_tasks(VTAB)
-    protocol = {"epoch_reported": epoch, "image_size": [size, size], **(prepared or {})}
+    protocol = {"epoch_reported": epoch, "image_size": [size, size], "normalisation": "own", "augmentation": "none"}
     return [
         make_record(
             value / 100,
-            {"protocol": protocol},
+            {"protocol": {**protocol, **(prepared or {})}},
             **{
                 "suite": "vtab-1k",
                 "label": label,

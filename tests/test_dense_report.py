@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from test_report import BROWSER, SWITCHES, Dom, plain
 
-from vitgraft import dense_report, page
+from vitgraft import dense_report, page, report
 from vitgraft.data.objects import Objects
 from vitgraft.detection import DetectScores
 from vitgraft.palette import colour
@@ -204,3 +204,13 @@ def test_in_a_browser(tmp_path, made):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(Dom(done.stdout).find("title")[0][2]) == [20, 20, True]
+
+
+def test_the_title_names_the_head_where_a_task_has_several(tmp_path):
+    result = {"method": "lora", "parameters": 5, "head_parameters": 1234, "backbone_parameters": 1000}
+    for task, head, title in (("segment", "fpn", "lora with fpn on"), ("classify", "linear", "lora on")):
+        said = {**result, "task": task, "head": {"name": head}}
+        report.write(tmp_path / "page.html", result=said, metrics=[], evaluation=None)
+        text = plain(Dom((tmp_path / "page.html").read_text()).text)
+        assert title in text
+        assert "and a head of 1,234." in text

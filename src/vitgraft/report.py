@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from . import answers, page
+from . import answers, heads, page
 from . import task as tasks
 from .charts import Bar, Curve, bars, curves, strip
 from .page import duration, interval_text, name, percent, section, size, small_share
@@ -30,7 +30,7 @@ def write(
     if evaluation is not None:
         body += tasks.find(result.get("task", "classify")).sections(evaluation)
     body.append(_settings(result))
-    title = f"{result.get('method', 'adapter')} on {_data_name(result)}"
+    title = f"{_fitted(result)} on {_data_name(result)}"
     header = _headline(title, result, evaluation, path.parent)
     versions = result.get("versions") or {}
     footer = (
@@ -135,11 +135,18 @@ def _trained_share(result: dict[str, Any]) -> str:
     return small_share(trained / all_of_it) if trained is not None and all_of_it else ""
 
 
+def _fitted(result: dict[str, Any]) -> str:
+    """The method, and the head where its task has several."""
+    method, head = result.get("method", "adapter"), (result.get("head") or {}).get("name")
+    return f"{method} with {head}" if head and len(heads.names(result.get("task", "classify"))) > 1 else method
+
+
 def _headline(title: str, result: dict[str, Any], evaluation: Evaluation | None, run: Path) -> str:
     """Title, what was fitted, and the number; the evaluation's own where there is one."""
     backbone = (result.get("backbone") or {}).get("name", "a backbone")
     share = _trained_share(result)
     trained = f"{result['parameters']:,} trained parameters, {share} of it" if share else "its trained adapter"
+    trained += f", and a head of {result['head_parameters']:,}" if result.get("head_parameters") else ""
     what = f"<p>The frozen backbone {name(backbone)} with {escape(trained)}.</p>"
     value, interval = result.get("value"), result.get("interval")
     split = result.get("split")

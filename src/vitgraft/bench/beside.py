@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import RequestError
-from ..settings import AUGMENTATIONS, NORMALISATIONS, Settings
+from ..settings import AUGMENTATIONS, NORMALISATIONS
 from . import protocols, published
 from .reading import Paired, Row, Spread, Table, paired
 from .record import Record
@@ -157,7 +157,7 @@ def _conditions(table: Table) -> tuple[Conditions, list[str]]:
     architecture, equals, _ = name.partition("=")
     known: Any = get_pretrained_cfg(architecture if equals else Path(name).name)
     own_mean_std = UNKNOWN if known is None else _normalisation(known.mean, known.std)
-    normalisations = {_setting(record, "normalisation") for record in records}
+    normalisations = {record.resolved["protocol"]["normalisation"] for record in records}
     conditions = Conditions(
         # A file may hold any weights, whatever it is called: only a name says which they are.
         checkpoint=UNKNOWN if equals or known is None else f"{known.architecture}.{known.tag}",
@@ -180,11 +180,6 @@ def _conditions(table: Table) -> tuple[Conditions, list[str]]:
     return conditions, [*unlike, *(f"ours is measured on the split {split}" for split in splits)]
 
 
-def _setting(record: Record, name: str) -> str:
-    """What a fit was done with; a record that does not say it is of a time when there was the default only."""
-    return record.resolved["protocol"].get(name, getattr(Settings(), name))
-
-
 def _one(found: set[str]) -> str:
     return found.pop() if len(found) == 1 else UNKNOWN
 
@@ -193,7 +188,7 @@ def _augmentation(records: Sequence[Record]) -> str:
     """In the words of the published tables, in which some of the tasks may have it: "flip on 11 tasks"."""
     of_task: dict[str, set[str]] = {}
     for record in records:
-        of_task.setdefault(record.job.task, set()).add(_setting(record, "augmentation"))
+        of_task.setdefault(record.job.task, set()).add(record.resolved["protocol"]["augmentation"])
     found = [_one(names) for names in of_task.values()]
     used = sorted(set(found) - {"none"})
     if len(used) > 1 or UNKNOWN in used:
