@@ -123,7 +123,8 @@ class HST(Method):
         depth = backbone.depth // STAGES
         checkpoints = self.contacts.gradient_checkpointing and self.training and torch.is_grad_enabled()
         stages: list[Any] = list(self.stages)
-        maps, x = [], images
+        # Channels last, as tokens lie: the stem's convolutions are faster so, and no map is laid out anew.
+        maps, x = [], images.contiguous(memory_format=torch.channels_last)
         for s, stage in enumerate(stages):
             blocks = range(s * depth, (s + 1) * depth)
             tokens = [stage.bridge(activations.taps[i]) for i in blocks]
