@@ -56,7 +56,7 @@ SETS = {
     ),
     "pennfudan": Set(
         "val",
-        {"task": "instance", "image_size": (256, 256), "epochs": 8, "batch_size": 2, **SHORT},
+        {"task": "instance", "image_size": (256, 256), "epochs": 6, "batch_size": 2, **SHORT},
         {"mask": SMALL_BOXES, "cascade-mask": {**SMALL_BOXES, "mask_every_stage": False}},
         {**BOXES, "mask AP": ("mask", "AP"), "mask AP50": ("mask", "AP50")},
     ),
@@ -74,6 +74,8 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    heads = dict.fromkeys(head for of in SETS.values() for _, head, _ in chosen(of, list(METHODS)))
+    parser.add_argument("--heads", nargs="+", default=list(heads), choices=list(heads))
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lr", type=float, help="in place of the sets' own")
@@ -85,6 +87,8 @@ def main() -> None:
     for name in given.sets:
         results = {}
         for method, head, options in chosen(SETS[name], given.methods):
+            if head not in given.heads:
+                continue
             settings = {**SETS[name].settings, **changed}
             marks = [name, method.replace(" ", "-"), head, f"{settings['lr']:g}", settings["epochs"], given.seed]
             results[method, head] = fit_apart(
