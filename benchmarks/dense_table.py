@@ -62,7 +62,7 @@ SETS = {
     ),
     "bccd": Set(
         "test",
-        {"task": "detect", "image_size": (192, 256), "epochs": 4, "batch_size": 2, **SHORT},
+        {"task": "detect", "image_size": (192, 256), "epochs": 3, "batch_size": 2, **SHORT},
         {"faster": SMALL_BOXES},
         BOXES,
     ),

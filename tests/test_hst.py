@@ -148,6 +148,16 @@ def test_detached_reads_every_block_normalised(backbone, images):
         torch.testing.assert_close(taps[i], F.layer_norm(tap, (backbone.width,)))
 
 
+def test_the_published_form_reads_them_normalised_where_asked(backbone, images):
+    """With gradients; in the dense tasks without being asked."""
+    method, plain = (build(backbone, "hst", classes=3, normalised=each).method for each in (True, False))
+    taps = method.read(backbone, images).taps
+    for i, tap in plain.read(backbone, images).taps.items():
+        torch.testing.assert_close(taps[i], F.layer_norm(tap, (backbone.width,)))
+        assert taps[i].requires_grad == tap.requires_grad
+    assert [methods.create("hst", dense=dense).arguments()["normalised"] for dense in (True, False)] == [True, False]
+
+
 def test_detached_puts_the_cls_token_or_the_mean_patch_in_the_meta_tokens_place(backbone, images):
     """Moves what should be the key of block 3, and what should not be."""
     model = build(backbone, "hst", classes=3, detached=True).eval()

@@ -280,7 +280,7 @@ class Backbone(nn.Module):
         return torch.addcmul(x, outputs, c.own(path).get("gamma", scale.gamma))
 
     def _tap(self, x: Tensor, normalised: bool) -> Tensor:
-        return F.layer_norm(x, (self.width,)) if normalised else x
+        return remade(partial(F.layer_norm, normalized_shape=(self.width,)), x) if normalised else x
 
     def _attention(self, path: str, x: Tensor, c: Contacts, wanted: slice | None) -> Tensor:
         """From the wanted tokens, or all, to all."""
