@@ -58,7 +58,7 @@ class HST(Method):
     paper = "Lin et al. 2023, arXiv 2310.05393"
     published = "VTAB-1k 76.1 (mean of 19, ViT-B/16 AugReg IN-21k, best epoch on test; abstract, v3)"
     dense = {"widths": (64, 128, 256, 384), "normalised": True}
-    variants = ({"detached": True},)
+    variants = ({"detached": True}, {"normalised": True})
     keeps = 0.78  # on ViT-B/16 at 224 in float32; 0.15 detached
 
     def __init__(
