@@ -240,6 +240,17 @@ def test_what_is_given_is_not_searched(base, tmp_path):
     assert found.value == 0.501
 
 
+def test_values_that_the_request_gives_take_the_place_of_the_published_ones(base, tmp_path):
+    over = search.given({"lr": [0.1, 0.2]})
+    fits = Fits(lambda options: 1 - options["lr"])
+    made = search.search(base, search.studies(base, None, over), tmp_path, fit=fits)
+    choice = made["linear"]["pets"]
+    assert (len(fits.calls), choice.options) == (2, {"lr": 0.1})
+    assert (choice.space["name"], choice.space["options"]) == ("given", {"lr": [0.1, 0.2]})
+    with pytest.raises(RequestError, match=r"lr was to be tried at 0.1 twice"):
+        search.given({"lr": [0.1, 0.2, 0.1]})
+
+
 # From choices to runs
 
 
@@ -337,6 +348,8 @@ def test_search_then_run(ground, tmp_path, capsys):
     assert "linear, easy: lr" in said.out
     assert "best of 4" in said.out
     assert said.err.count("done ") == 4
+    assert call(*words_of(ground, tmp_path / "over", "search", "--over", "lr=1e-3,5e-3")) == 0
+    assert "best of 2" in capsys.readouterr().out
     assert call(*words_of(ground, out, "search")) == 0
     assert "done " not in capsys.readouterr().err
     assert call(*words_of(ground, out, "run", "--choices", out / "choices.json", "--seeds", 2)) == 0
@@ -374,6 +387,10 @@ def test_commands_that_are_refused(ground, tmp_path, capsys):
         ("search", ["--set", "eval_split=test"], "measuring on val"),
         ("search", ["--trials", "0"], "trials is 0"),
         ("search", ["--workers", "0"], "workers is 0"),
+        ("search", ["--over", "lr"], "'lr' is no option of --over"),
+        ("search", ["--over", "lr=1e-3,"], "lr"),
+        ("search", ["--over", "lr=1e-3,1e-3"], "lr was to be tried at 0.001 twice"),
+        ("search", ["--over", "speed=1,2"], "speed"),
         ("run", ["--choices", tmp_path / "none.json"], "none.json"),
     ):
         assert call(*words_of(ground, out, part, *more)) == 2

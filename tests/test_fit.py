@@ -263,6 +263,20 @@ def test_image_sizes():
         Settings(image_size=(1, 2, 3))
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"lr": "fast"}, "lr is 'fast', but must be a number"),
+        ({"epochs": 2.5}, "epochs is 2.5, but must be a whole number"),
+        ({"epochs": True}, "epochs is True, but must be a whole number"),
+        ({"cache": 1}, "cache is 1, but must be true or false"),
+    ],
+)
+def test_settings_of_another_kind(given, said):
+    with pytest.raises(RequestError, match=said):
+        Settings(**given)
+
+
 def test_an_option_of_python_that_does_not_exist(ground, tmp_path):
     with pytest.raises(RequestError, match=r"'epoch'.*Did you mean 'epochs'"):
         fitting.fit(ground.easy, out=tmp_path / "run", backbone=str(ground.backbone), epoch=3)

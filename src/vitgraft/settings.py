@@ -85,6 +85,12 @@ class Settings:
     memory: float = _option(4.0, "GiB for decoded pictures, and as much again for kept activations")
 
     def __post_init__(self) -> None:
+        for setting in fields(self):
+            kind, value = type(setting.default), getattr(self, setting.name)
+            fits = {bool: (bool,), int: (int,), float: (int, float)}.get(kind)
+            if fits and (not isinstance(value, fits) or (isinstance(value, bool) and kind is not bool)):
+                words = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+                raise RequestError(f"{setting.name} is {value!r}, but must be {words}: give another value.")
         least = dict.fromkeys(("workers", "views", "weight_decay", "memory", "cache_size"), 0)
         least |= dict.fromkeys(("epochs", "batch_size", "devices"), 1)
         for name, low in least.items():

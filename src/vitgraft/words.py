@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .errors import RequestError
@@ -14,13 +14,24 @@ def values(words: Sequence[str], where: str, example: str) -> dict[str, Any]:
 
     where: what the options are of, example: one of them, both for the error.
     """
-    found: dict[str, Any] = {}
+    return {name: _value(text) for name, text in _pairs(words, where, example)}
+
+
+def lists(words: Sequence[str], where: str, example: str) -> dict[str, list[Any]]:
+    """NAME=VALUE,VALUE, ...: a list for each name; else as `values`."""
+    return {name: [_value(text) for text in texts.split(",")] for name, texts in _pairs(words, where, example)}
+
+
+def _pairs(words: Sequence[str], where: str, example: str) -> Iterator[tuple[str, str]]:
     for word in words:
         name, equals, value = word.partition("=")
         if not (name and equals and value):
             raise RequestError(f"{word!r} is no option of {where}: write NAME=VALUE, such as {example}.")
-        try:
-            found[name.replace("-", "_")] = json.loads(value)
-        except ValueError:
-            found[name.replace("-", "_")] = value
-    return found
+        yield name.replace("-", "_"), value
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

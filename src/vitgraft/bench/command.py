@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ..errors import RequestError, WorkError
 from ..files import read_json, write_json
-from ..words import values
+from ..words import lists, values
 from . import beside, layout, protocols, reading, search, suites
 from .grid import Grid, Workers, plan, prepare, run
 from .workers import Processes
@@ -46,6 +47,13 @@ def arguments(command: argparse.ArgumentParser) -> None:
         )
         if name == "search":
             part.add_argument("--trials", type=int, help="of each method and task; default: its whole grid")
+            part.add_argument(
+                "--over",
+                nargs="+",
+                default=[],
+                metavar="NAME=VALUE,VALUE",
+                help="what to choose among, such as lr=1e-3,5e-3; default: what was published for each method",
+            )
         else:
             part.add_argument("--seeds", type=int, help="how many, from 0; default: the protocol's")
             part.add_argument("--choices", metavar="FILE", help="settings that a search chose: BENCH/choices.json")
@@ -140,7 +148,7 @@ def _search(given: argparse.Namespace, made: Grid, workers: Workers) -> None:
     from ..data.dataset import read
 
     out = Path(given.out)
-    studies = search.studies(made, given.trials)
+    studies = search.studies(made, given.trials, _over(given))
     for folder in made.data.values():  # what a search needs is missed before it begins
         found = read(Path(folder).expanduser())
         for split in ("train", "val"):
@@ -184,8 +192,10 @@ def _grid(given: argparse.Namespace) -> Grid:
     from .. import task as kinds
     from ..backbone import Backbone
 
-    for own in methods.values():  # what is wrong with the request is said before anything runs
-        wanted = {**protocol.options(own["method"], next(iter(fitted), "")), **own}
+    over = _over(given) if choosing else None
+    for own, tried in product(methods.values(), over.points() if over else [{}]):
+        # What is wrong with the request is said before anything runs.
+        wanted = {**protocol.options(own["method"], next(iter(fitted), "")), **tried, **own}
         fitting.sort_options(kinds.find("classify"), wanted.pop("method"), False, wanted)
     choices = None if choosing or not given.choices else search.Choices.read(given.choices)
     if choices:
@@ -203,6 +213,11 @@ def _grid(given: argparse.Namespace) -> Grid:
         flags=protocol.flags,
         tune=choices.tune if choices else None,
     )
+
+
+def _over(given: argparse.Namespace) -> search.Space | None:
+    """What the request has a search choose among; None: what was published."""
+    return search.given(lists(given.over, "--over", "lr=1e-3,5e-3")) if given.over else None
 
 
 def _check_tests(suite: suites.Suite, data: dict[str, Path]) -> None:

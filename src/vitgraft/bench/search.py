@@ -26,6 +26,7 @@ from .record import Job
 FORMAT = "vitgraft bench choices 1"
 FOLDER, FILE = "search", "choices.json"  # in the benchmark's folder
 OTHERS = "others"  # the space of a method that has none of its own
+GIVEN = "given"  # the space of values that came with the request
 WORD = "tuned"  # added to the label of a run whose settings were chosen
 SEED = 0  # of Optuna's sampler
 ASKED = 20  # times as often as there are trials is Optuna asked; it may propose what was tried
@@ -63,6 +64,14 @@ class Space:
 def find(method: str) -> Space:
     """The search space of a method: its own, or else that of all others."""
     return load(shipped.HERE / "spaces" / f"{method if method in shipped.names('spaces') else OTHERS}.json")
+
+
+def given(options: Mapping[str, Sequence[Any]]) -> Space:
+    """The space of these values, {option: values}, in the place of a published one; RequestError for a value twice."""
+    for name, values in options.items():
+        if twice := [value for i, value in enumerate(values) if value in values[:i]]:
+            raise RequestError(f"{name} was to be tried at {twice[0]} twice: give each value once.")
+    return Space(GIVEN, "values that the request gave", {name: list(values) for name, values in options.items()})
 
 
 def load(file: Path) -> Space:
@@ -248,11 +257,11 @@ def _trial(job: Job, options: Options, out: Path) -> Trial | None:
     return Trial(options, None, job.key, str(failure["reason"])) if failure else None
 
 
-def studies(base: Grid, trials: int | None) -> list[Study]:
+def studies(base: Grid, trials: int | None, over: Space | None = None) -> list[Study]:
     """The searches for each method on each task of a grid of one seed, whose options are those for choosing.
 
-    What a method's own options give is not searched. RequestError where nothing is left to choose, and where a run
-    would see another split than train and val.
+    over: the space of all methods, in the place of each one's own. What a method's own options give is not searched.
+    RequestError where nothing is left to choose, and where a run would see another split than train and val.
     """
     if trials is not None and trials < 1:
         raise RequestError(f"trials is {trials}, but must be 1 or more: give another value.")
@@ -264,7 +273,7 @@ def studies(base: Grid, trials: int | None) -> list[Study]:
                 f"Settings are chosen by training on train and measuring on val, but {job.label!r} was to train on "
                 f"{splits[0]} and measure on {splits[1]}: leave out train_split and eval_split."
             )
-        own = find(job.method)
+        own = over or find(job.method)
         space = own.without(list(base.methods[job.label]))
         if not space.options:
             raise RequestError(
