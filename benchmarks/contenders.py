@@ -7,7 +7,6 @@ neither runs code of vitgraft. Every tensor and every picture is random: no time
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from vitgraft import Backbone, Model, build
 from vitgraft import method as methods
 from vitgraft.catalogue import shape_of
+from vitgraft.features import Activations
 from vitgraft.weights import Loaded
 
 CLASSES = 10
@@ -102,7 +102,7 @@ def training_step(
     torch.manual_seed(0)
     images, labels = random_images(batch_size, size), torch.randint(0, CLASSES, (batch_size,)).to(DEVICE)
     trained = contender(name, model, size, **changes).to(DEVICE)
-    loss = training_loss(name, trained, images, labels, precision)
+    loss = training_loss(trained, images, labels, precision, activations(name, trained, images, precision))
     optimizer = torch.optim.AdamW((p for p in trained.parameters() if p.requires_grad), lr=1e-4, fused=True)
 
     def step() -> None:
@@ -120,18 +120,25 @@ def contender(name: str, model: str, size: int, **changes: Any) -> nn.Module:
     return ours(CACHED.get(name, name), random_backbone(model, size, **changes)).train()
 
 
+def activations(name: str, trained: nn.Module, images: Tensor, precision: str) -> Activations | None:
+    """What an earlier pass of the images left for one of CACHED, in the precision of the fit; of others None."""
+    if name not in CACHED or not isinstance(trained, Model):
+        return None
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        found = trained.read(images)
+    dtype = torch.bfloat16 if precision == "bf16" else images.dtype
+    return Activations(found.tokens.to(dtype), found.grid, {i: tap.to(dtype) for i, tap in found.taps.items()})
+
+
 def training_loss(
-    name: str, trained: nn.Module, images: Tensor, labels: Tensor, precision: str
+    trained: nn.Module, images: Tensor, labels: Tensor, precision: str, left: Activations | None = None
 ) -> Callable[[], Tensor]:
-    """The forward pass of a training step of a `contender`."""
-    cast = partial(torch.autocast, images.device.type, torch.bfloat16, enabled=precision == "bf16")
-    with cast():
-        more = {"activations": trained.read(images)} if isinstance(trained, Model) and name in CACHED else {}
+    """The forward pass of a training step of a `contender`; left: what its `activations` gave."""
 
     def loss() -> Tensor:
-        with cast():
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
             if isinstance(trained, Model):
-                return sum(trained(images, labels, **more).values())
+                return sum(trained(images, labels, left).values())
             return F.cross_entropy(trained(images), labels)
 
     return loss

@@ -3,8 +3,9 @@
     python -m benchmarks.kept --method convpass hst hst-detached --json kept.json
 
 `full` is plain timm trained whole, `peft-lora` peft's LoRA (rank 8, every linear layer of the blocks) on plain timm.
-`hst-cached` begins at activations that are there already: they count, as far as backward needs them. Parameters, their
-gradients and the optimiser's state do not count. Each storage counts once; nothing here depends on the machine.
+`hst-cached` begins at activations that are there already, and stay there whether or not backward needs them. So do
+pictures; neither count in any row, nor do parameters, their gradients and the optimiser's state. Each storage counts
+once; nothing here depends on the machine.
 """
 
 from __future__ import annotations
@@ -43,11 +44,13 @@ def main(words: list[str] | None = None) -> None:
                 trained = contender(name, start)
                 images = torch.empty(given.batch_size, 3, given.image_size, given.image_size)
                 labels = torch.zeros(given.batch_size, dtype=torch.long)
-                loss = contenders.training_loss(name, trained, images, labels, precision)
-                found[name][precision] = cost.kept_by(loss, trained)
+                left = contenders.activations(name, trained, images, precision)
+                loss = contenders.training_loss(trained, images, labels, precision, left)
+                batch = [images, *(left.taps.values() if left else ())]
+                found[name][precision] = cost.kept_by(loss, trained, batch)
                 if isinstance(trained, Model):
                     trained.method.contacts.gradient_checkpointing = True
-                    found[name][f"{precision}, checkpointing"] = cost.kept_by(loss, trained)
+                    found[name][f"{precision}, checkpointing"] = cost.kept_by(loss, trained, batch)
     print(table(found))
     measure.write(given, bytes=found)
 

@@ -9,6 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .remake import again
+
 
 class BatchNorm(nn.Module):
     """Over B and every position of [B, C, ...].
@@ -36,9 +38,8 @@ class BatchNorm(nn.Module):
         if self.training and count > 1 and world > 1:
             return self._synchronised(x, count)
         batch = self.training and count > 1
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, batch, self.momentum, self.eps
-        )
+        momentum = 0.0 if again() else self.momentum
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, batch, momentum, self.eps)
 
     def _synchronised(self, x: Tensor, count: int) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
@@ -47,9 +48,10 @@ class BatchNorm(nn.Module):
         mean = _Sum.apply(wide.sum(axes)) / count
         centred = wide - mean.view(shape)
         var = _Sum.apply(centred.square().sum(axes)) / count
-        with torch.no_grad():
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+        if not again():
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), self.momentum)
         y = centred * (var + self.eps).rsqrt().view(shape)
         if self.weight is not None and self.bias is not None:
             y = y * self.weight.view(shape) + self.bias.view(shape)

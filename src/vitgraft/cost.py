@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,8 +61,8 @@ def kept_bytes(model: Model, images: Tensor, targets: Tensor) -> int:
     return kept
 
 
-def kept_by(forward: Callable[[], Any], model: nn.Module) -> int:
-    """The same of any forward pass of a module."""
+def kept_by(forward: Callable[[], Any], model: nn.Module, batch: Iterable[Tensor] = ()) -> int:
+    """The same of any forward pass of a module; batch: what it was given, and is not counted either."""
     kept: dict[int, Tensor] = {}  # held, so that no storage is freed and its place reused while they are counted
 
     def pack(t: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def kept_by(forward: Callable[[], Any], model: nn.Module) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), watched(pack):
         found = forward()
     del found
-    own = [*model.parameters(), *model.buffers()]
+    own = [*model.parameters(), *model.buffers(), *batch]
     own += [t.cast[1] for t in own if hasattr(t, "cast")]  # of frozen weights, which stay from step to step
     for t in own:
         kept.pop(_storage(t), None)

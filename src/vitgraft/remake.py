@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +36,7 @@ class Packed(NamedTuple):
 
 _recipes: list[dict[int, Recipe]] = []  # of the forward passes under way, the innermost last; by storage
 _watchers: list[Callable[[Tensor], object]] = []
+_seconds = 0  # how many of the computations under way are repetitions
 
 
 @contextmanager
@@ -84,9 +85,24 @@ def checkpointed(function: Callable[..., Tensor], *given: Any) -> Tensor:
             watch(t)
     _recipes.append({})  # what is remade inside belongs to this call, and ends with it
     try:
-        return checkpoint(function, *given, use_reentrant=False)
+        return checkpoint(function, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), _second()))
     finally:
         _recipes.pop()
+
+
+def again() -> bool:
+    """Whether backward is computing what is `checkpointed` once more: what counts passes counts the first alone."""
+    return _seconds > 0
+
+
+@contextmanager
+def _second() -> Iterator[None]:
+    global _seconds
+    _seconds += 1
+    try:
+        yield
+    finally:
+        _seconds -= 1
 
 
 @contextmanager

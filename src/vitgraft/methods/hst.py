@@ -141,7 +141,8 @@ class HST(Method):
             else:
                 meta = [t.mean(1, keepdim=True) for t in tokens]
             rates = [self.contacts.drop_path * i / max(backbone.depth - 1, 1) if self.training else 0.0 for i in blocks]
-            x = stage(x, meta, patches, activations.grid, rates, checkpoints)
+            given = (x, activations.grid, rates, *meta, *patches)
+            x = checkpointed(stage, *given) if checkpoints else stage(*given)
             maps.append((images.shape[-2] / x.shape[-2], x))
         return Features(self.pooled_norm(x.mean((2, 3))), maps)
 
@@ -168,24 +169,16 @@ class Stage(nn.Module):
         self.norm = nn.LayerNorm(d, eps=1e-6)
         self.apply(_initialise)
 
-    def forward(
-        self,
-        x: Tensor,
-        meta: list[Tensor],
-        patches: list[Tensor],
-        grid: tuple[int, int],
-        rates: list[float],
-        checkpoints: bool,
-    ) -> Tensor:
-        """x [B, C, H, W]; for each block, over the bridge, meta [B, M, d], patches [B, h*w, d], and the drop path rate
-        -> [B, d, H', W']."""
+    def forward(self, x: Tensor, grid: tuple[int, int], rates: list[float], *bridged: Tensor) -> Tensor:
+        """x [B, C, H, W]; the drop path rate of each block; over the bridge the meta tokens of all blocks, [B, M, d]
+        each, and then their patches, [B, h*w, d] each -> [B, d, H', W']."""
+        meta, patches = bridged[: len(rates)], bridged[len(rates) :]
         x = self.down(x)
         size = (x.shape[-2], x.shape[-1])
         x = self.down_norm(x.flatten(2).mT)
         for block, norm, m, p, rate in zip(self.blocks, self.meta_norms, meta, patches, rates, strict=True):
             p = self._resize(p, grid, size)
-            keys = torch.cat([norm(m), p.mean(1, keepdim=True)], dim=1)
-            x = checkpointed(block, x, keys, p, rate) if checkpoints else block(x, keys, p, rate)
+            x = block(x, torch.cat([norm(m), p.mean(1, keepdim=True)], dim=1), p, rate)
         return self.norm(x).mT.unflatten(2, size)
 
     @staticmethod
