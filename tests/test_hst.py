@@ -149,13 +149,28 @@ def test_detached_reads_every_block_normalised(backbone, images):
 
 
 def test_the_published_form_reads_them_normalised_where_asked(backbone, images):
-    """With gradients; in the dense tasks without being asked."""
-    method, plain = (build(backbone, "hst", classes=3, normalised=each).method for each in (True, False))
+    """With gradients."""
+    method, plain = (build(backbone, "hst", classes=3, taps=each).method for each in ("normalised", "raw"))
     taps = method.read(backbone, images).taps
     for i, tap in plain.read(backbone, images).taps.items():
         torch.testing.assert_close(taps[i], F.layer_norm(tap, (backbone.width,)))
         assert taps[i].requires_grad == tap.requires_grad
-    assert [methods.create("hst", dense=dense).arguments()["normalised"] for dense in (True, False)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("family", "arguments", "normalised"),
+    [
+        ("cls", {}, False),  # as published
+        ("dinov2", {}, True),  # has LayerScale
+        ("cls", {"detached": True}, True),
+        ("cls", {"taps": "normalised"}, True),
+        ("dinov2", {"taps": "raw"}, False),
+        ("dinov2", {"taps": "raw", "detached": True}, False),
+    ],
+)
+def test_taps_are_normalised_behind_layerscale_unless_told(family, arguments, normalised):
+    taps = build(random_backbone(family), "hst", classes=3, **arguments).method.contacts.taps
+    assert set(taps.values()) == {normalised}
 
 
 def test_detached_puts_the_cls_token_or_the_mean_patch_in_the_meta_tokens_place(backbone, images):

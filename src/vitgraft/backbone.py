@@ -51,6 +51,7 @@ class Backbone(nn.Module):
         self.pooling: str = self.vit.global_pool or ("token" if self.has_cls else "avg")
         self.patch: tuple[int, int] = self.vit.patch_embed.patch_size
         self._at = dict(self.vit.named_modules())
+        self.has_layerscale = not isinstance(self._at["blocks.0.ls1"], nn.Identity)
         first: Any = self._at["blocks.0.attn"]
         self.heads: int = first.num_heads
         self.linears = {

@@ -35,13 +35,14 @@ class HST(Method):
     """The side network beside the backbone, as published or detached from it.
 
     widths, heads: of the four stages (released code; dense tasks take widths 64 128 256 384, paper). mlp_ratio: of the
-    side blocks (released code). meta_tokens: per block (paper: one is enough for classification). normalised: each tap
-    is read under a LayerNorm without parameters (ours). The bridge starts for the blocks of a ViT that was trained
-    plainly, whose outputs are of size 1 to 17; behind LayerScale they are of size 0.05 to 0.5, which it would mute.
+    side blocks (released code). meta_tokens: per block (paper: one is enough for classification). taps: raw, as
+    published, or normalised, each under a LayerNorm without parameters (ours); auto: normalised where the backbone has
+    LayerScale, and when detached. The bridge starts for the blocks of a ViT without it, whose outputs are of size 1 to
+    17; behind it they are of size 0.05 to 0.5, which the bridge would mute.
     detached: False is the published system: meta tokens and trained norm1/norm2 inside the backbone, gradients through
     all of it. True leaves the backbone alone: the CLS token's output takes the meta token's place (the mean patch token
-    where there is none), LayerNorms stay frozen, every tap is normalised and read without autograd, so that a picture's
-    pass through the backbone happens once, whatever the number of epochs or tasks.
+    where there is none), LayerNorms stay frozen, every tap is read without autograd, so that a picture's pass through
+    the backbone happens once, whatever the number of epochs or tasks.
 
     Parameters with widths d_s, L blocks of width D, M meta tokens, FFN ratio r, as published:
         stem     27 d_1 + 2 d_1 + 4 d_1^2 + d_1 + 2 d_1
@@ -50,15 +51,16 @@ class HST(Method):
         bridge   sum over s of (D + 1) d_s + L/4 2 d_s
         norms    sum over s of 2 d_s
         inside   L M D + 4 L D          (none of it when detached)
-    = 764,840 on ViT-B/16 (718,760 detached); the head adds (d_4 + 1) K, 73 per class. With the widths of dense tasks,
-    where taps are normalised by default, 10,404,096.
+    = 764,840 on ViT-B/16 (718,760 detached); the head adds (d_4 + 1) K, 73 per class. With the widths of dense tasks
+    10,404,096.
     """
 
     title = "HST, hierarchical side-tuning"
     paper = "Lin et al. 2023, arXiv 2310.05393"
     published = "VTAB-1k 76.1 (mean of 19, ViT-B/16 AugReg IN-21k, best epoch on test; abstract, v3)"
-    dense = {"widths": (64, 128, 256, 384), "normalised": True}
-    variants = ({"detached": True}, {"normalised": True})
+    dense = {"widths": (64, 128, 256, 384)}
+    choices = {"taps": ("auto", "raw", "normalised")}
+    variants = ({"detached": True}, {"taps": "normalised"})
     keeps = 0.78  # on ViT-B/16 at 224 in float32; 0.15 detached
 
     def __init__(
@@ -68,13 +70,13 @@ class HST(Method):
         heads: Sequence[int] = (2, 4, 8, 12),
         mlp_ratio: int = 4,
         meta_tokens: int = 1,
-        normalised: bool = False,
+        taps: str = "auto",
         detached: bool = False,
     ) -> None:
         super().__init__()
         self.widths, self.heads = tuple(widths), tuple(heads)
         self.mlp_ratio, self.meta_tokens = mlp_ratio, meta_tokens
-        self.normalised, self.detached = normalised, detached
+        self.taps, self.detached = taps, detached
         if len(self.widths) != STAGES or len(self.heads) != STAGES:
             raise RequestError(
                 f"HST has four stages, but {len(self.widths)} widths and {len(self.heads)} numbers of heads came: "
@@ -105,8 +107,9 @@ class HST(Method):
                 f"HST splits the blocks into {STAGES} equal stages, but {backbone.name} has {L}: "
                 f"take a backbone whose depth is a multiple of {STAGES}."
             )
+        normalised = self.detached or backbone.has_layerscale if self.taps == "auto" else self.taps == "normalised"
         for i in range(L):
-            self.contacts.tap(backbone, i, normalised=self.normalised or self.detached)
+            self.contacts.tap(backbone, i, normalised=normalised)
         if not self.detached:
             self.meta = nn.ParameterList(nn.Parameter(torch.empty(1, self.meta_tokens, D)) for _ in range(L))
             for i, token in enumerate(self.meta):
