@@ -68,8 +68,10 @@ def test_an_effective_weight_gives_what_autograd_gives_through_the_merged_one(ch
         torch.testing.assert_close(ours, theirs, **EXACT)
 
 
+@pytest.mark.parametrize("change", [name for name in CHANGES if name != "one group"], indirect=True)
 def test_the_dense_gradient_of_the_weight_is_not_formed(change):
-    """What the products of a step return, counted by the size of the weight: forward and backward none."""
+    """Except by one group, whose own gradient it is. Counted among what the products of a step are given: they have the
+    size of the weight."""
     W = torch.randn(OUT, IN, dtype=torch.float64)
     x = torch.randn(B, T, IN, dtype=torch.float64, requires_grad=True)
     with torch.autograd.profiler.profile(record_shapes=True) as seen:
@@ -120,6 +122,14 @@ def test_in_bf16_a_small_update_is_not_rounded_away():
     assert (found - exact).norm() < 0.02 * exact.norm()
     assert not torch.equal(change.merged(W, None)[0], W)
     assert torch.equal(change.merged(W, None)[0].bfloat16().float(), W), "merged it would be gone"
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_weight_that_is_merged_in_bf16_is_the_merged_weight_rounded(change, bias):
+    change = change.float()
+    W, b = torch.randn(OUT, IN), torch.randn(OUT) if bias else None
+    for ours, theirs in zip(change.merged_in(torch.bfloat16, W, b), change.merged(W, b), strict=True):
+        assert (ours is None and theirs is None) or torch.equal(ours, theirs.bfloat16())
 
 
 @pytest.mark.parametrize("method", ["lora", "consolidator"])

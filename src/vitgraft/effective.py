@@ -27,6 +27,11 @@ class Effective(Change):
         `parameters()`, in that order."""
         raise NotImplementedError
 
+    def merged_in(self, dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What `merged` gives, rounded to the precision of the products."""
+        merged, shift = self.merged(weight, bias)
+        return merged.to(dtype), None if shift is None else shift.to(dtype)
+
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if weight.requires_grad or torch.compiler.is_compiling():
             return super().forward(x, weight, bias)
@@ -46,10 +51,10 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     dtype = compute_dtype(x)
     if weight.requires_grad or weight.dtype == dtype or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
-    return F.linear(x.to(dtype), _cast(weight, dtype), bias)
+    return F.linear(x.to(dtype), cast_once(weight, dtype), bias)
 
 
-def _cast(frozen: Any, dtype: torch.dtype) -> Tensor:
+def cast_once(frozen: Any, dtype: torch.dtype) -> Tensor:
     """The tensor in another precision, made once and kept at it while its values are the same."""
     now = (frozen.untyped_storage()._cdata, frozen._version, dtype)
     made, cast = getattr(frozen, "cast", (None, frozen))
@@ -68,8 +73,7 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:
         ctx.change, ctx.bias_dtype = change, None if bias is None else bias.dtype
         ctx.save_for_backward(x, weight, *parameters)
-        merged, shift = change.merged(weight, bias)
-        return F.linear(x, merged.to(x.dtype), None if shift is None else shift.to(x.dtype))
+        return F.linear(x, *change.merged_in(x.dtype, weight, bias))
 
     @staticmethod
     @once_differentiable
@@ -77,8 +81,8 @@ class _Product(torch.autograd.Function):
         x, weight, *parameters = ctx.saved_tensors
         dx = None
         if ctx.needs_input_grad[0]:
-            merged, _ = ctx.change.merged(weight, None)
-            dx = dy @ merged.to(dy.dtype)
+            merged, _ = ctx.change.merged_in(dy.dtype, weight, None)
+            dx = dy @ merged
         rows = dy.flatten(0, -2)
         total = cache(lambda: rows.sum(0))
         own = ctx.change.gradients(x.flatten(0, -2), rows, total)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone, drop_path
 from ..contacts import Change
-from ..effective import Effective, frozen_linear
+from ..effective import Effective, cast_once, frozen_linear
 from ..errors import RequestError
 from ..method import Method, check_share
 
@@ -153,6 +153,8 @@ def _check_groups(backbone: Backbone, groups: Sequence[int], split_qkv: bool) ->
 class Grouped(Effective):
     """Grouped branches beside a linear layer; reach: for each branch the inputs of every output, [outs, n]."""
 
+    reach0: Tensor
+
     def __init__(self, reach: list[np.ndarray], ins: int, drop: float, *, parts: int, reorder: bool) -> None:
         super().__init__()
         self.drop, self.parts, self.reorder = drop, parts, reorder
@@ -176,6 +178,15 @@ class Grouped(Effective):
         beta = torch.stack(list(self.biases)).sum(0)
         return weight, beta if bias is None else bias + beta
 
+    def merged_in(self, dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if dtype == weight.dtype or len(self.weights) > 1:
+            return super().merged_in(dtype, weight, bias)
+        # The same numbers without casting the whole weight: few of them differ from what is cast already.
+        merged, rows = cast_once(weight, dtype).clone(), torch.arange(len(weight), device=weight.device)[:, None]
+        merged[rows, self.reach0] = (weight.gather(1, self.reach0) + self.weights[0]).to(dtype)
+        beta = self.biases[0] if bias is None else bias + self.biases[0]
+        return merged, beta.to(dtype)
+
     def gradients(self, x: Tensor, dy: Tensor, total: Callable[[], Tensor]) -> tuple[Tensor, ...]:
         return *(self._gradient(x, dy, A.shape) for A in self.weights), *(total() for _ in self.biases)
 
@@ -188,9 +199,12 @@ class Grouped(Effective):
         n = shape[1]
         g = x.shape[1] // n
         m = max(k for k in range(1, g + 1) if not g % k and (k * n <= AT_ONCE or k == 1))
-        blocks = torch.einsum(
-            "tpgo,tgi->pgoi", dy.unflatten(1, (self.parts, g // m, -1)), self._grouped(x, g).unflatten(1, (g // m, -1))
-        )
+        rows, columns = dy.unflatten(1, (self.parts, g // m, -1)), self._grouped(x, g).unflatten(1, (g // m, -1))
+        if x.device.type == "cpu":  # products read parts of a matrix in place, where einsum lays all of it out anew
+            pairs = ((p, k) for p in range(self.parts) for k in range(g // m))
+            blocks = torch.stack([rows[:, p, k].mT @ columns[:, k] for p, k in pairs]).unflatten(0, (self.parts, -1))
+        else:
+            blocks = torch.einsum("tpgo,tgi->pgoi", rows, columns)
         blocks = blocks.unflatten(3, (m, n)).unflatten(2, (m, -1))  # [parts, g / m, m, o, m, n]
         return blocks.diagonal(dim1=2, dim2=4).movedim(-1, 2).reshape(shape)
 
