@@ -5,7 +5,8 @@ import torch
 from conftest import random_backbone, random_images
 from lightning_fabric import Fabric
 
-from vitgraft.cache import ActivationStore, activation_store, recall
+from vitgraft.cache import ActivationStore, activation_store, fill, recall
+from vitgraft.data.batch import Batch
 from vitgraft.model import build
 from vitgraft.settings import Settings
 
@@ -41,6 +42,19 @@ class Seven:
 
     def __len__(self):
         return 7
+
+
+class Ready(Seven):
+    """The same with pixels, which are their numbers."""
+
+    def __init__(self, images):
+        super().__init__("")
+        self.images = images
+
+    def batches(self, order, *, epoch=None):
+        for batch in order:
+            indices = torch.tensor(batch)
+            yield Batch(self.images[indices], [], indices, indices)
 
 
 BYTES = 5 * 17 * 48 * 4  # of one picture: the tokens and four taps, each [1 + 16, 48], in float32
@@ -147,3 +161,29 @@ def test_nothing_random_is_kept(model):
     one = model.train().method.read(model.backbone, images)
     two = model.eval().method.read(model.backbone, images)
     assert all(torch.equal(a, b) for a, b in zip(flat(one), flat(two), strict=True))
+
+
+def test_all_pictures_are_read_once_in_batches_of_one_size(model, monkeypatch):
+    """The last batch is filled up: a picture's activations may depend on how many stand beside it, in the last bit."""
+    pictures, told, passed = Ready(random_images(model.backbone, batch=7)), [], []
+    store = ActivationStore(7, 7 * BYTES, torch.float32)
+    read = model.read
+    monkeypatch.setattr(model, "read", lambda images: passed.append(len(images)) or read(images))
+    for _ in range(2):
+        fill(model, store, pictures, lambda batch: batch.pixels, 3, tell=lambda *numbers: told.append(numbers))
+    assert passed == [3, 3, 3]
+    assert told == [(3, 7), (6, 7), (7, 7)]
+    for indices in torch.arange(7)[:, None]:
+        assert not store.lacks(indices)
+        torch.testing.assert_close(store.get(indices, None).tokens, read(pictures.images[indices]).tokens)
+
+
+@pytest.mark.parametrize("limit", [0, 7 * BYTES - 1])
+def test_what_has_no_room_is_not_read_in_advance(model, limit, monkeypatch):
+    pictures, passed = Ready(random_images(model.backbone, batch=7)), []
+    read = model.read
+    monkeypatch.setattr(model, "read", lambda images: passed.append(len(images)) or read(images))
+    store = ActivationStore(7, limit, torch.float32)
+    for _ in range(2):
+        fill(model, store, pictures, lambda batch: batch.pixels, 2)
+    assert len(passed) == (1 if limit else 0)  # from one batch follows that all would not fit

@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from .data import Preprocess
+from .data.batch import Batch
 from .features import Activations
 from .model import Model
 from .settings import Settings
@@ -30,9 +31,12 @@ class ActivationStore:
 
     def __init__(self, n: int, limit: int, dtype: torch.dtype) -> None:
         self.n, self.limit, self.dtype = n, limit, dtype
-        self.full = False
+        self.full = not limit
         self._kept: Activations | None = None
         self._seen = torch.zeros(n, dtype=torch.bool)
+
+    def lacks(self, indices: Tensor) -> bool:
+        return not (self.full or bool(self._seen[indices].all()))
 
     def get(self, indices: Tensor, compute: Callable[[], Activations]) -> Activations:
         """The activations of the pictures `indices` [b]; made by `compute`, for all, if one is not there."""
@@ -58,7 +62,16 @@ class ActivationStore:
 
 
 class Store(Protocol):
-    """Gives the activations of pictures, and has them computed where it does not have them."""
+    """Gives the activations of pictures, and has them computed where it does not have them.
+
+    full: whether it has no room for all, and therefore keeps none.
+    """
+
+    full: bool
+
+    def lacks(self, indices: Tensor) -> bool:
+        """Whether one of them is not there that could be."""
+        ...
 
     def get(self, indices: Tensor, compute: Callable[[], Activations]) -> Activations: ...
     def write(self) -> None:
@@ -115,6 +128,35 @@ def recall(model: Model, store: Store | None, indices: Tensor, images: Tensor) -
     found = store.get(indices, lambda: model.read(images))
     dtype = found.tokens.dtype if torch.is_autocast_enabled(images.device.type) else images.dtype
     return _map(found, lambda t: t.to(images.device, dtype))
+
+
+def fill(
+    model: Model,
+    store: Store,
+    pictures: Loaded,
+    images_of: Callable[[Batch], Tensor],
+    size: int,
+    *,
+    epoch: int = 0,
+    view: int = 0,
+    tell: Callable[[int, int], None] = lambda done, pictures: None,
+) -> None:
+    """Has the store keep what the backbone makes of every picture in this view of it.
+
+    Left to the epochs, of which each leaves out a few pictures, a batch with a single one that is not there would pass
+    the backbone whole. Always in the same batches, all of `size`, so that a fit that is resumed finds the same bits.
+    images_of: a batch as the model sees it.
+    """
+    n = len(pictures)
+    order = [list(range(start, min(start + size, n))) for start in range(0, n, size)]
+    order[-1] += range(min(size, n) - len(order[-1]))
+    order = [batch for batch in order if store.lacks(torch.tensor(batch) + view * n)]
+    for done, batch in enumerate(pictures.batches(order, epoch=epoch), start=1):
+        recall(model, store, batch.indices + view * n, images_of(batch))
+        if store.full:
+            return
+        tell(min(done * size, n), min(len(order) * size, n))
+    store.write()
 
 
 def _tensors(a: Activations) -> list[Tensor]:

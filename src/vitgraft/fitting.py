@@ -163,6 +163,7 @@ class _Fitting:
             after_epoch=after_epoch,
             on_step=on_step,
             on_calibrate=self.show.bar("calibrate", "pictures"),
+            on_read=self.show.bar("backbone", "pictures"),
         )
         spent = self._cost()
         # What is evaluated is what the file holds, after its consolidation and its rounding.

@@ -45,6 +45,8 @@ class Shelf:
     shelves in `root` may take; RequestError, before anything is computed, if they would take more.
     """
 
+    full = False  # what has no room is refused
+
     def __init__(self, root: Path, way: dict[str, Any], digests: Sequence[str], one: Activations, limit: int) -> None:
         text = json.dumps({"format": FORMAT, **way}, sort_keys=True, default=str)
         self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -65,6 +67,9 @@ class Shelf:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "way.json", json.loads(text))
+
+    def lacks(self, indices: Tensor) -> bool:
+        return not self._has([self.digests[i] for i in indices.tolist()])
 
     def get(self, indices: Tensor, compute: Callable[[], Activations]) -> Activations:
         """The activations of the pictures `indices` [b]; made by `compute`, for all, if one is not there."""

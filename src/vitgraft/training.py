@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .cache import activation_store, recall
+from .cache import activation_store, fill, recall
 from .data import Preprocess, epoch_batches
+from .data.batch import Batch
 from .errors import RequestError, WorkError
 from .files import write_bytes
 from .model import Model
@@ -131,6 +132,7 @@ def train(
     after_epoch: Callable[[Progress], None] = lambda progress: None,
     on_step: Callable[[Progress, int, float], None] = lambda progress, steps, loss: None,
     on_calibrate: Callable[[int, int], None] = lambda done, pictures: None,
+    on_read: Callable[[int, int], None] = lambda done, pictures: None,
 ) -> Progress:
     """Trains until the last epoch, from the checkpoint if there is one.
 
@@ -138,7 +140,8 @@ def train(
     that was killed and resumed ends in the same weights as one that never was. `after_epoch` may add to the last record
     of `progress.history` before it is saved; `on_step` gets the number of all steps and the loss of the last one. A
     method that has to calibrate does it before the first epoch (`on_calibrate` gets pictures done and all), and once:
-    what it has learned is in the checkpoint of epoch 0.
+    what it has learned is in the checkpoint of epoch 0. A backbone that no gradient crosses reads all pictures before
+    the first epoch (`on_read` gets the same), and never again.
     """
     trained = model.trained()
     optimizer = optimiser(trained, settings)
@@ -157,8 +160,17 @@ def train(
         if fabric.is_global_zero:
             checkpoint.save(model, optimizer, progress)
     store = activation_store(model, pictures, preprocess, settings, fabric)
+    share = settings.batch_size // world
+
+    def images_of(batch: Batch) -> Tensor:
+        return preprocess.normalise(batch.to(fabric.device).pixels).to(dtype)
+
     for epoch in range(progress.epoch, settings.epochs):
         begun = time.perf_counter()
+        view = epoch % len(pictures.views) if pictures.views else 0
+        if store is not None:
+            with fabric.autocast():
+                fill(model, store, pictures, images_of, share, epoch=epoch, view=view, tell=on_read)
         torch.manual_seed(settings.seed * 1_000_003 + epoch * 1009 + rank)
         model.train()
         losses: list[Tensor] = []  # of the global batch
@@ -166,13 +178,12 @@ def train(
         order = epoch_batches(
             len(pictures), settings.batch_size, seed=settings.seed, epoch=epoch, rank=rank, world=world
         )
-        view = epoch % len(pictures.views) if pictures.views else 0
         for batch in pictures.batches(order, epoch=epoch):
             lr = learning_rate(progress.step, steps, settings)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             batch = batch.to(fabric.device)
-            images = preprocess.normalise(batch.pixels).to(dtype)
+            images = images_of(batch)
             with fabric.autocast():
                 activations = recall(model, store, batch.indices + view * len(pictures), images)
             loss = sum(wrapped(images, batch.targets, activations, batch.sizes).values())
@@ -189,8 +200,6 @@ def train(
                 on_step(progress, steps, float(losses[-1]))
         _check_finite(losses[checked:], progress.step)
         _check_tensors(model, progress.step)
-        if store is not None:
-            store.write()
         progress.epoch = epoch + 1
         progress.seconds += time.perf_counter() - begun
         record = {"epoch": progress.epoch, "step": progress.step, "loss": round(float(torch.stack(losses).mean()), 6)}
