@@ -155,6 +155,17 @@ def test_step_time(told):
     assert "peft" in record["versions"]
 
 
+def test_where_the_time_of_a_step_goes(told):
+    words = ("--image-size", 32, "--batch-size", 2, "--repeat", 2, "--profile")
+    rows, record = told(step_time, *TINY, *words, "--method", "hst", "--against", "full")
+    parts = record["parts"]
+    assert list(parts) == ["full", "hst"]
+    assert sum(parts["full"].values()) == pytest.approx(1)
+    for kind in ("products", "GELU, LayerNorm", "convolutions, BatchNorm, ReLU", "AdamW"):
+        assert parts["full"][kind] > 0
+        assert rows[kind][2] == f"{parts['hst'][kind]:.3f}"
+
+
 @needs_peft
 def test_inference(told):
     words = ("--image-size", 32, "--batch-size", 1, 2, "--repeat", 2, "--tasks", 1, 3)
