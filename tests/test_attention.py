@@ -25,7 +25,7 @@ def gradients(function, inputs):
 
 
 @pytest.mark.parametrize("queries", [9, 1])
-@pytest.mark.parametrize("at_once", [1, 2000, 2**22], ids=["a picture", "two pictures", "all"])
+@pytest.mark.parametrize("at_once", [1, 2000, 2**22], ids=["a head", "some pictures", "all"])
 def test_the_gradients_are_those_of_softmax_attention(queries, at_once, monkeypatch):
     monkeypatch.setattr(ours, "AT_ONCE", at_once)
     inputs = drawn(torch.float64, queries)
