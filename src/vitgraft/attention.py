@@ -1,7 +1,7 @@
 """Softmax attention, with a backward of its own where torch's is slow: bf16 on a processor, up to a few hundred tokens.
 
-torch's fused backward spends most of its time there on laying bf16 blocks out anew: at 65 tokens it takes 4 times as long
-as ours, at 257 1.6 times, at 577 1.2 times. At 1025 tokens, in float32 and on a GPU it is the faster one.
+torch's fused backward spends most of its time there on laying bf16 blocks out anew: at 65 tokens it takes 4 times as
+long as ours, at 257 1.6 times, at 577 1.2 times. At 1025 tokens, in float32 and on a GPU it is the faster one.
 """
 
 from __future__ import annotations
