@@ -129,7 +129,7 @@ class _Fitting:
         if self.fabric.is_global_zero:
             make_folder(self.out)
             write_json(self.out / "settings.json", self.asked)
-        bar = self.show.bar("", "steps")
+        bar, reading = self.show.bar("", "steps"), self.show.bar("backbone", "pictures")
         epochs, note = self.settings.epochs, ""
         validation = None
         if self.eval_pictures is not None:
@@ -137,6 +137,11 @@ class _Fitting:
 
         def title(epoch: int) -> str:
             return f"{self.asked['method']:9} epoch {epoch:{len(str(epochs))}}/{epochs}"
+
+        def on_read(done: int, pictures: int) -> None:
+            nonlocal bar
+            reading(done, pictures)
+            bar = self.show.bar("", "steps")  # whose clock starts here
 
         def on_step(progress: Progress, steps: int, loss: float) -> None:
             if progress.step < steps:  # the last one is drawn with its epoch
@@ -163,7 +168,7 @@ class _Fitting:
             after_epoch=after_epoch,
             on_step=on_step,
             on_calibrate=self.show.bar("calibrate", "pictures"),
-            on_read=self.show.bar("backbone", "pictures"),
+            on_read=on_read,
         )
         spent = self._cost()
         # What is evaluated is what the file holds, after its consolidation and its rounding.
