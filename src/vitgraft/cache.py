@@ -139,7 +139,7 @@ def fill(
     *,
     epoch: int = 0,
     view: int = 0,
-    tell: Callable[[int, int], None] = lambda done, pictures: None,
+    tell: Callable[[int, int], None] | None = None,
 ) -> None:
     """Has the store keep what the backbone makes of every picture in this view of it.
 
@@ -155,7 +155,8 @@ def fill(
         recall(model, store, batch.indices + view * n, images_of(batch))
         if store.full:
             return
-        tell(min(done * size, n), min(len(order) * size, n))
+        if tell is not None:
+            tell(min(done * size, n), min(len(order) * size, n))
     store.write()
 
 

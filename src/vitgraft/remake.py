@@ -36,7 +36,7 @@ class Packed(NamedTuple):
 
 _recipes: list[dict[int, Recipe]] = []  # of the forward passes under way, the innermost last; by storage
 _watchers: list[Callable[[Tensor], object]] = []
-_seconds = 0  # how many of the computations under way are repetitions
+_repetitions = 0  # under way
 
 
 @contextmanager
@@ -85,24 +85,24 @@ def checkpointed(function: Callable[..., Tensor], *given: Any) -> Tensor:
             watch(t)
     _recipes.append({})  # what is remade inside belongs to this call, and ends with it
     try:
-        return checkpoint(function, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), _second()))
+        return checkpoint(function, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), _repetition()))
     finally:
         _recipes.pop()
 
 
 def again() -> bool:
     """Whether backward is computing what is `checkpointed` once more: what counts passes counts the first alone."""
-    return _seconds > 0
+    return _repetitions > 0
 
 
 @contextmanager
-def _second() -> Iterator[None]:
-    global _seconds
-    _seconds += 1
+def _repetition() -> Iterator[None]:
+    global _repetitions
+    _repetitions += 1
     try:
         yield
     finally:
-        _seconds -= 1
+        _repetitions -= 1
 
 
 @contextmanager

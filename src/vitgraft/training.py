@@ -160,7 +160,7 @@ def train(
         if fabric.is_global_zero:
             checkpoint.save(model, optimizer, progress)
     store = activation_store(model, pictures, preprocess, settings, fabric)
-    share = settings.batch_size // world
+    share, first = settings.batch_size // world, progress.epoch
 
     def images_of(batch: Batch) -> Tensor:
         return preprocess.normalise(batch.to(fabric.device).pixels).to(dtype)
@@ -170,7 +170,8 @@ def train(
         view = epoch % len(pictures.views) if pictures.views else 0
         if store is not None:
             with fabric.autocast():
-                fill(model, store, pictures, images_of, share, epoch=epoch, view=view, tell=on_read)
+                tell = on_read if epoch == first else None  # later ones read another view of the pictures, if any
+                fill(model, store, pictures, images_of, share, epoch=epoch, view=view, tell=tell)
         torch.manual_seed(settings.seed * 1_000_003 + epoch * 1009 + rank)
         model.train()
         losses: list[Tensor] = []  # of the global batch

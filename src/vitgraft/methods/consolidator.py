@@ -199,12 +199,12 @@ class Grouped(Effective):
         n = shape[1]
         g = x.shape[1] // n
         m = max(k for k in range(1, g + 1) if not g % k and (k * n <= AT_ONCE or k == 1))
-        rows, columns = dy.unflatten(1, (self.parts, g // m, -1)), self._grouped(x, g).unflatten(1, (g // m, -1))
+        outs, ins = dy.unflatten(1, (self.parts, g // m, -1)), self._grouped(x, g).unflatten(1, (g // m, -1))
         if x.device.type == "cpu":  # products read parts of a matrix in place, where einsum lays all of it out anew
             pairs = ((p, k) for p in range(self.parts) for k in range(g // m))
-            blocks = torch.stack([rows[:, p, k].mT @ columns[:, k] for p, k in pairs]).unflatten(0, (self.parts, -1))
+            blocks = torch.stack([outs[:, p, k].mT @ ins[:, k] for p, k in pairs]).unflatten(0, (self.parts, -1))
         else:
-            blocks = torch.einsum("tpgo,tgi->pgoi", rows, columns)
+            blocks = torch.einsum("tpgo,tgi->pgoi", outs, ins)
         blocks = blocks.unflatten(3, (m, n)).unflatten(2, (m, -1))  # [parts, g / m, m, o, m, n]
         return blocks.diagonal(dim1=2, dim2=4).movedim(-1, 2).reshape(shape)
 
