@@ -127,7 +127,7 @@ def activations(name: str, trained: nn.Module, images: Tensor, precision: str) -
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
         found = trained.read(images)
     dtype = torch.bfloat16 if precision == "bf16" else images.dtype
-    return Activations(found.tokens.to(dtype), found.grid, {i: tap.to(dtype) for i, tap in found.taps.items()})
+    return found.map(lambda t: t.to(dtype))
 
 
 def training_loss(

@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from .data import Preprocess
+from .data import Preprocess, even_batches
 from .data.batch import Batch
 from .features import Activations
 from .model import Model
@@ -41,18 +41,18 @@ class ActivationStore:
     def get(self, indices: Tensor, compute: Callable[[], Activations]) -> Activations:
         """The activations of the pictures `indices` [b]; made by `compute`, for all, if one is not there."""
         if self._kept is not None and bool(self._seen[indices].all()):
-            return _map(self._kept, lambda kept: kept[indices])
+            return self._kept.map(lambda kept: kept[indices])
         found = compute()
         if self._kept is None and self.n * _bytes_per_picture(found, self.dtype) > self.limit:
             self.full = True
-        found = _map(found, lambda t: t.to(self.dtype))
+        found = found.map(lambda t: t.to(self.dtype))
         if not self.full:
             self._keep(indices, found)
         return found
 
     def _keep(self, indices: Tensor, found: Activations) -> None:
         if self._kept is None:
-            self._kept = _map(found, lambda t: torch.empty((self.n, *t.shape[1:]), dtype=self.dtype, device=t.device))
+            self._kept = found.map(lambda t: torch.empty((self.n, *t.shape[1:]), dtype=self.dtype, device=t.device))
         for kept, value in zip(_tensors(self._kept), _tensors(found), strict=True):
             kept[indices] = value
         self._seen[indices] = True
@@ -127,7 +127,7 @@ def recall(model: Model, store: Store | None, indices: Tensor, images: Tensor) -
         return None
     found = store.get(indices, lambda: model.read(images))
     dtype = found.tokens.dtype if torch.is_autocast_enabled(images.device.type) else images.dtype
-    return _map(found, lambda t: t.to(images.device, dtype))
+    return found.map(lambda t: t.to(images.device, dtype))
 
 
 def fill(
@@ -148,7 +148,7 @@ def fill(
     images_of: a batch as the model sees it.
     """
     n = len(pictures)
-    order = [list(range(start, min(start + size, n))) for start in range(0, n, size)]
+    order = even_batches(n, size)
     order[-1] += range(min(size, n) - len(order[-1]))
     order = [batch for batch in order if store.lacks(torch.tensor(batch) + view * n)]
     for done, batch in enumerate(pictures.batches(order, epoch=epoch), start=1):
@@ -162,15 +162,6 @@ def fill(
 
 def _tensors(a: Activations) -> list[Tensor]:
     return [a.tokens, *a.taps.values(), *a.extra.values()]
-
-
-def _map(a: Activations, change: Callable[[Tensor], Tensor]) -> Activations:
-    return Activations(
-        change(a.tokens),
-        a.grid,
-        {i: change(t) for i, t in a.taps.items()},
-        {i: change(t) for i, t in a.extra.items()},
-    )
 
 
 def _bytes_per_picture(a: Activations, dtype: torch.dtype) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -21,6 +22,11 @@ class Activations:
     grid: tuple[int, int]
     taps: dict[int, Tensor] = field(default_factory=dict)
     extra: dict[int, Tensor] = field(default_factory=dict)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Activations:
+        """The same of every tensor changed."""
+        taps, extra = ({i: change(t) for i, t in of.items()} for of in (self.taps, self.extra))
+        return Activations(change(self.tokens), self.grid, taps, extra)
 
 
 @dataclass
