@@ -150,6 +150,19 @@ def test_an_earlier_choice_of_another_method_stays(base, tmp_path):
     assert list(json.loads((out / "choices.json").read_text())["choices"]) == ["linear", "lora"]
 
 
+def test_a_choice_that_another_search_makes_meanwhile_stays(base, tmp_path):
+    out = tmp_path / "out"
+    more = make_grid(base.data, methods={"lora": {}}, seeds=(0,), options=choosing)
+
+    def meanwhile(root, *, out, **options):
+        if not (tmp_path / "out" / "choices.json").exists():
+            search.search(more, search.studies(more, None), tmp_path / "out", fit=Fits(lambda options: 0.6))
+        return SimpleNamespace(result=result(0.5, split="val"))
+
+    search.search(base, search.studies(base, None), out, fit=meanwhile)
+    assert set(json.loads((out / "choices.json").read_text())["choices"]) == {"linear", "lora"}
+
+
 # Optuna
 
 

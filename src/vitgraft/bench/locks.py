@@ -36,6 +36,14 @@ def held(path: Path, owner: str = "") -> Iterator[bool]:
             fcntl.flock(file.fileno(), fcntl.LOCK_UN)
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Waits until no other process is in a block of the same lock `path`, then keeps others out until its own ends."""
+    with open(path, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def is_held(path: Path) -> bool:
     """Whether a living process holds the lock."""
     if not path.is_file():

@@ -20,7 +20,7 @@ from .. import files
 from ..errors import RequestError, near_misses
 from . import grid, record, shipped
 from .grid import Fit, Grid, Say, Workers
-from .locks import is_held
+from .locks import alone, is_held
 from .record import Job
 
 FORMAT = "vitgraft bench choices 1"
@@ -299,7 +299,7 @@ def search(
     Choices of earlier searches in the same folder stay. fit, workers, say: as in `grid.run`.
     """
     folder = grid.prepare(base.suite, out / FOLDER)
-    earlier = Choices.read(out / FILE).told if (out / FILE).is_file() else None
+    _told(base, out)  # a file that cannot be added to says so before the work, not after it
     waiting = list(found)
     while waiting:
         pending = [job for study in waiting for job in study.pending]
@@ -310,12 +310,20 @@ def search(
     for study in found:
         if choice := study.choice():
             made.setdefault(study.job.label, {})[study.job.task] = choice
-    told = earlier or {"format": FORMAT, "suite": base.suite.name, "protocol": base.protocol, "choices": {}}
-    for label, tasks in made.items():
-        told["choices"].setdefault(label, {}).update({task: asdict(choice) for task, choice in tasks.items()})
     if made:
-        files.write_json(out / FILE, told)
+        with alone(folder / "locks" / "choices"):  # of searches for other methods some may end at the same time
+            told = _told(base, out)
+            for label, tasks in made.items():
+                told["choices"].setdefault(label, {}).update({task: asdict(choice) for task, choice in tasks.items()})
+            files.write_json(out / FILE, told)
     return made
+
+
+def _told(base: Grid, out: Path) -> dict[str, Any]:
+    """What OUT/choices.json says by now; where there is none, that of a grid for which nothing is chosen yet."""
+    if (out / FILE).is_file():
+        return Choices.read(out / FILE).told
+    return {"format": FORMAT, "suite": base.suite.name, "protocol": base.protocol, "choices": {}}
 
 
 @dataclass(frozen=True)
