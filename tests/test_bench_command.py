@@ -1,6 +1,7 @@
 """`vitgraft bench` from the command line, with real fits of a tiny ViT."""
 
 import json
+import shutil
 
 import pytest
 from helpers_cli import call, make_backbone, make_pictures
@@ -41,6 +42,23 @@ def test_the_table(bench, capsys):
     assert "tabular" in capsys.readouterr().out
     assert call("bench", "show", bench, "--against", "linear") == 0
     assert "linear" in capsys.readouterr().out
+
+
+def test_results_are_read_where_the_data_are_not_and_added_to_from_another_place(bench, ground, tmp_path, capsys):
+    out, moved = tmp_path / "out", tmp_path / "elsewhere"
+    shutil.copytree(bench, out)
+    shutil.copytree(ground / "sets", moved)
+    make_pictures(moved / "more", train=8, val=4, test=4)
+    words = ["--data", moved, "--backbone", ground / "vit.safetensors", "--out", out, *WORDS]
+    assert call("bench", "run", *words, "--tasks", "easy", "--methods", "linear") == 0
+    assert "2 runs: 2 done" in capsys.readouterr().out
+    assert {file.name for file in (out / "records").iterdir()} == {file.name for file in (bench / "records").iterdir()}
+    shutil.rmtree(moved)
+    assert call("bench", "show", out) == 0
+    assert "mean of 3" in capsys.readouterr().out
+    (out / "bench.json").write_text((out / "bench.json").read_text()[:40])
+    assert call("bench", "show", out) == 2
+    assert "bench.json was to be read" in capsys.readouterr().err
 
 
 def test_a_second_start_does_nothing(bench, ground, capsys):

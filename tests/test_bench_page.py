@@ -2,7 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ET
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from helpers_bench import TINY, make_record
@@ -35,13 +35,13 @@ def records_of(values=VALUES, **changes):
     ]
 
 
-def keep(records, out, suite="tiny"):
+def keep(records, out, suite=TINY):
     """A folder as `vitgraft bench run` leaves it."""
     (out / "records").mkdir(parents=True)
     (out / "failures").mkdir()
     for found in records:
         record.write(found, out / "records" / f"{found.job.key}.json")
-    (out / command.IDENTITY).write_text(json.dumps({"suite": suite, "data": "sets", "protocol": "strict"}))
+    (out / command.IDENTITY).write_text(json.dumps({"suite": asdict(suite), "protocol": "strict"}))
     return out
 
 
@@ -334,7 +334,7 @@ def test_a_suite_that_nothing_is_published_of():
 
 def test_the_command(tmp_path, capsys):
     records = [*vtab_records(), *vtab_records("hst", "hst")]
-    out, html = keep(records, tmp_path / "out", "vtab-1k"), tmp_path / "page.html"
+    out, html = keep(records, tmp_path / "out", VTAB), tmp_path / "page.html"
     words = ["--against", "published", "--against", "lora", "--html", html, "--svg", tmp_path / "svg"]
     assert call("bench", "show", out, *words) == 0
     said = capsys.readouterr()
@@ -362,7 +362,7 @@ def test_the_command(tmp_path, capsys):
 def test_bad_requests(words, said, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     records = [*vtab_records(values={"cifar": 50.0}), *vtab_records("hst", "hst", {"cifar": 60.0})]
-    out = keep(records, tmp_path / "out", "vtab-1k")
+    out = keep(records, tmp_path / "out", VTAB)
     assert call("bench", "show", out, *words) in (1, 2)
     assert said in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

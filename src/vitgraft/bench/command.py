@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ..errors import RequestError, WorkError
-from ..files import read_json, write_json
+from ..files import write_json
 from ..words import lists, values
-from . import beside, layout, protocols, reading, search, suites
+from . import beside, layout, protocols, reading, search, shipped, suites
 from .grid import Grid, Workers, plan, prepare, run
+from .suites import Suite
 from .workers import Processes
 
 PUBLISHED = "published"
-IDENTITY = "bench.json"  # what a folder of results is of; a second command has to agree
+IDENTITY = "bench.json"  # suite and protocol of a folder of results; a second command has to agree
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -94,7 +96,7 @@ def command(given: argparse.Namespace) -> None:
         _search(given, made, workers)
         return
     made.jobs  # noqa: B018  # what is wrong with them is said before a folder is made
-    _begin(given, made, out)
+    _begin(made, out)
     done = run(made, out, workers=workers, say=_say)
     print("\n".join(done.lines()))
     print(f"table    vitgraft bench show {out}")
@@ -120,14 +122,34 @@ def _workers(given: argparse.Namespace) -> Workers:
     return Processes(int(given.workers))
 
 
-def _begin(given: argparse.Namespace, made: Grid, out: Path) -> None:
+def _begin(made: Grid, out: Path) -> None:
     """Makes the folder of results and notes what they are of; RequestError where it holds others."""
-    root = Path(given.data).expanduser().resolve()
-    identity = {"suite": made.suite.name, "data": str(root), "protocol": made.protocol}
-    if (out / IDENTITY).is_file() and (told := read_json(out / IDENTITY)) != identity:
-        raise RequestError(f"{out} holds results of another benchmark ({told}): choose another --out.")
-    prepare(made.suite, out)
-    write_json(out / IDENTITY, identity)
+    suite = made.suite
+    if (out / IDENTITY).is_file():
+        there, protocol = _identity(out)
+        added = set(suite.tasks) >= set(
+            there.tasks
+        )  # a folder of data sets may have more by now, but those as they were
+        if not added or (there.name, protocol) != (suite.name, made.protocol):
+            raise RequestError(
+                f"{out} holds results of another benchmark ({there.title}: {', '.join(there.task_names)}; protocol "
+                f"{protocol}) than {suite.title} ({', '.join(suite.task_names)}; protocol {made.protocol}): choose "
+                "another --out."
+            )
+    prepare(suite, out)
+    write_json(out / IDENTITY, {"suite": asdict(suite), "protocol": made.protocol})
+
+
+def _identity(out: Path) -> tuple[Suite, str]:
+    """What the results in a folder are of: the suite as it was then, so that they are read where no data are, and the
+    protocol's name."""
+    file = out / IDENTITY
+    if not file.is_file():
+        raise RequestError(f"{out} holds no results of a benchmark: name the folder that `vitgraft bench run` made.")
+    told = shipped.read(file, "benchmark's description")
+    shipped.check_fields(f"{file}", told, ("suite", "protocol"))
+    shipped.check_kinds(f"{file}", told, {"protocol": str})
+    return suites.made_of(told["suite"], f"The suite in {file}"), told["protocol"]
 
 
 def _planned(given: argparse.Namespace, made: Grid) -> list[str]:
@@ -153,7 +175,7 @@ def _search(given: argparse.Namespace, made: Grid, workers: Workers) -> None:
         found = read(Path(folder).expanduser())
         for split in ("train", "val"):
             found.split(split)
-    _begin(given, made, out / search.FOLDER)
+    _begin(made, out / search.FOLDER)
     _say(f"search    {sum(study.planned for study in studies)} trials, {len(studies)} methods x tasks")
     chosen = search.search(made, studies, out, workers=workers, say=_say)
     for label, tasks in chosen.items():
@@ -238,13 +260,10 @@ def _method(text: str) -> dict[str, Any]:
 
 def _shown(given: argparse.Namespace) -> str:
     out = Path(given.out)
-    if not (out / IDENTITY).is_file():
-        raise RequestError(f"{out} holds no results of a benchmark: name the folder that `vitgraft bench run` made.")
+    suite, protocol = _identity(out)
     if given.svg and not given.html:
         raise RequestError("--svg writes the pictures of a page, but no page was asked for: give --html PAGE too.")
-    told = read_json(out / IDENTITY)
-    suite = suites.find(told["suite"], told["data"])
-    table = reading.table(reading.read(out, suite), suite, protocol=told["protocol"])
+    table = reading.table(reading.read(out, suite), suite, protocol=protocol)
     bases = [table.row(label).label for label in given.against if label != PUBLISHED]
     if len(bases) > 1:
         raise RequestError(f"--against takes one row and {PUBLISHED}, but {' and '.join(bases)} came: give one.")

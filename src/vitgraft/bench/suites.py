@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError, near_misses
 from . import shipped
@@ -115,10 +115,13 @@ def find(name: str, root: str | os.PathLike[str] | None = None) -> Suite:
 
 def load(file: str | os.PathLike[str]) -> Suite:
     """A suite from a file; RequestError that says what is wrong with it."""
-    file = Path(file)
-    found = shipped.read(file, "suite")
-    shipped.check_fields(f"{file}", found, [f.name for f in fields(Suite)])
-    shipped.check_kinds(f"{file}", found, {"name": str, "tasks": list})
+    return made_of(shipped.read(Path(file), "suite"), f"{file}")
+
+
+def made_of(found: Any, file: str) -> Suite:
+    """A suite from what a file says of it (its fields, tasks as objects); RequestError that says what is wrong."""
+    shipped.check_fields(file, found, [f.name for f in fields(Suite)])
+    shipped.check_kinds(file, found, {"name": str, "tasks": list})
     needed = ("name", "aliases", "classes", "group", "metric")
     tasks = []
     for number, task in enumerate(found["tasks"], 1):
@@ -164,7 +167,7 @@ def local(root: str | os.PathLike[str], groups: Mapping[str, str] | None = None)
             f"{some(f.name for f in inner) if inner else 'no folder'}: put each data set into a folder of its own "
             "there."
         )
-    suite = Suite(LOCAL, f"data sets of {root.name}", str(root), tuple(tasks))
+    suite = Suite(LOCAL, f"data sets of {root.name}", "a folder of data sets", tuple(tasks))
     for name in groups or {}:
         suite.task(name)  # a group of a task that is not there is a slip
     return suite
