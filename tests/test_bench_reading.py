@@ -121,6 +121,13 @@ def test_one_protocol_of_several(made):
         table(both, TINY, protocol="sct")
 
 
+def test_runs_of_one_task_that_were_not_given_the_same():
+    records = records_of()
+    records[0] = replace(records[0], resolved={"protocol": {"lr": 0.1, "epochs": 60}})  # another lr is no fault
+    task = records[0].job.task
+    assert table(records, TINY).notes == (f"the runs on {task} were not given the same epochs: 30, 60",)
+
+
 def test_notes_of_what_misleads():
     records = records_of()
     records[0] = replace(records[0], machine={"gpu": "another"}, commit="another", dirty=True)

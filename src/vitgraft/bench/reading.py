@@ -93,6 +93,8 @@ COSTS: dict[str, Callable[[Row], float]] = {
     "memory": lambda row: row.memory,
     "seconds": lambda row: row.seconds,
 }
+# Settings without which runs on one task are not like with like.
+BUDGET = ("epochs", "batch_size", "image_size", "precision", "normalisation", "augmentation", "views", "train_split")
 AVERAGES: dict[str, Callable[[Row], Spread | None]] = {
     "mean": lambda row: row.mean,
     "mean of groups": lambda row: row.mean_of_groups,
@@ -242,6 +244,14 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         seeds = {len(spread.values) for spread in row.tasks.values()}
         if len(seeds) > 1:
             notes.append(f"{row.label} has {min(seeds)} to {max(seeds)} seeds; its averages are over whole seeds only")
+    for name in BUDGET:
+        # Of one task: a protocol may augment some tasks and not others.
+        found: dict[str, dict[str, None]] = {}
+        for r in records:
+            found.setdefault(r.job.task, {})[str(r.resolved.get("protocol", {}).get(name))] = None
+        if mixed := [task for task, values in found.items() if len(values) > 1]:
+            values = ", ".join(found[mixed[0]])
+            notes.append(f"the runs on {mixed[0]} were not given the same {name.replace('_', ' ')}: {values}")
     if len({str(r.machine) for r in records}) > 1:
         notes.append("seconds and memory are from different machines")
     if len({(str(r.versions), r.commit) for r in records}) > 1:
