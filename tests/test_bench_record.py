@@ -65,6 +65,10 @@ def test_key_is_blind_to_what_changes_no_result(change):
     assert make_job(**change).key == make_job().key
 
 
+def test_a_precision_is_one_setting_as_a_number_and_as_a_word():
+    assert record.sort_options({"precision": 32, "rank": 4}) == record.sort_options({"precision": "32", "rank": 4})
+
+
 def test_what_json_cannot_hold_is_refused():
     with pytest.raises(RequestError, match="arguments of 'lora' cannot be written as JSON"):
         make_job(arguments={"rank": float("nan")})

@@ -255,6 +255,12 @@ def test_warm_up_and_cosine():
     assert learning_rate(0, 100, Settings(lr=1.0, warmup=0)) == 1.0
 
 
+def test_a_precision_may_be_given_as_a_number():
+    assert Settings(precision=32).precision == "32"
+    with pytest.raises(RequestError, match="There is no precision '33'"):
+        Settings(precision=33)
+
+
 def test_image_sizes():
     assert Settings(image_size=112).image_size == (112, 112)
     assert Settings(image_size=(112,)).image_size == (112, 112)

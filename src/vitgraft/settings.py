@@ -86,7 +86,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         for setting in fields(self):
-            kind, value = type(setting.default), getattr(self, setting.name)
+            kind, value = type(setting.default), as_kept(setting.name, getattr(self, setting.name))
+            object.__setattr__(self, setting.name, value)
             fits = {bool: (bool,), int: (int,), float: (int, float)}.get(kind)
             if fits and (not isinstance(value, fits) or (isinstance(value, bool) and kind is not bool)):
                 words = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
@@ -146,3 +147,11 @@ class Settings:
     @classmethod
     def names(cls) -> list[str]:
         return [f.name for f in fields(cls)]
+
+
+_TEXTS = frozenset(f.name for f in fields(Settings) if isinstance(f.default, str))
+
+
+def as_kept(name: str, value: Any) -> Any:
+    """A setting in the one form in which it is kept and compared: precision=32 is the word 32."""
+    return str(value) if name in _TEXTS and type(value) is int else value

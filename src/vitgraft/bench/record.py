@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import files
 from ..errors import RequestError, WorkError
-from ..settings import FREE, Settings
+from ..settings import FREE, Settings, as_kept
 from . import provenance
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Job:
 def sort_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of a fit, (settings, arguments of the method)."""
     names = {*Settings.names(), *OF_FIT}
-    settings = {name: value for name, value in options.items() if name in names}
+    settings = {name: as_kept(name, value) for name, value in options.items() if name in names}
     return settings, {name: value for name, value in options.items() if name not in names}
 
 
