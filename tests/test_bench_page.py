@@ -224,6 +224,24 @@ def test_a_page_without_an_average_and_with_one_seed(tmp_path):
     assert len(dom.find("svg")) == 2
 
 
+def test_what_a_search_chose_is_shown(tmp_path):
+    told = {
+        "options": {"lr": 0.003, "scale": 0.1},
+        "split": "val",
+        "value": 0.348,
+        "trials": 4,
+        "run": "0",
+        "file": "f",
+    }
+    tuned = records_of({"lora tuned": VALUES["lora"]}, chosen=told)
+    page.write(tmp_path / "page.html", reading.table([*tuned, *records_of({"hst": VALUES["hst"]})], TINY))
+    found = check_whole(tmp_path / "page.html").text
+    assert "Chosen settings" in found
+    assert found.count("lr 0.003, scale 0.1") == found.count("34.8, best of 4") == 3  # tasks
+    page.write(tmp_path / "page.html", reading.table(records_of(), TINY))
+    assert "Chosen settings" not in check_whole(tmp_path / "page.html").text
+
+
 def test_labels_chosen_by_others_stay_text(tmp_path):
     hostile = '<script>alert(1)</script>"&\u202e'
     made = reading.table(records_of({hostile: VALUES["lora"], "hst": VALUES["hst"]}), TINY)

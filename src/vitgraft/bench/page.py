@@ -9,7 +9,7 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import page
 from ..charts import Dots, Point, dots, scatter, standalone
@@ -63,6 +63,7 @@ def write(
             "figure, in per cent. Where the dots of two methods mix, their order may be chance.",
         ),
         _section_of_published(beside) if beside else "",
+        _section_of_choices(table),
         _circumstances(table),
     ]
     title = f"{table.suite.title}: {len(table.rows)} methods"
@@ -421,7 +422,31 @@ def _value(value: float | None, digits: int) -> str:
     return "–" if value is None else per_cent(value, digits)
 
 
-# --- circumstances ------------------------------------------------------------------------------------------------
+# --- choices and circumstances -------------------------------------------------------------------------------------
+
+
+def _section_of_choices(table: Table) -> str:
+    """What a search chose for each method on each task; nothing where none did."""
+    tasks = _used(table)
+    lines = []
+    for row in table.rows:
+        told = {record.job.task: record.job.chosen for record in row.records if record.job.chosen}
+        if told:
+            lines.append(f"<tr>{_numbers(row.label, [_choice(told.get(task)) for task in tasks])}</tr>")
+    if not lines:
+        return ""
+    note = "By the accuracy on val after training on train, of so many trials; then fitted as the protocol says."
+    return section(
+        "Chosen settings", _blocks([_title(table, task) for task in tasks], [lines], "", "pinned"), note=note
+    )
+
+
+def _choice(told: Mapping[str, Any] | None) -> str:
+    """The options that were chosen, and what they gave."""
+    if not told:
+        return "–"
+    options = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in told["options"].items())
+    return f"{name(options)}<br><small>{per_cent(told['value'], 1)}, best of {told['trials']}</small>"
 
 
 def _circumstances(table: Table) -> str:
