@@ -127,10 +127,8 @@ def _begin(made: Grid, out: Path) -> None:
     suite = made.suite
     if (out / IDENTITY).is_file():
         there, protocol = _identity(out)
-        added = set(suite.tasks) >= set(
-            there.tasks
-        )  # a folder of data sets may have more by now, but those as they were
-        if not added or (there.name, protocol) != (suite.name, made.protocol):
+        kept = set(there.tasks) <= set(suite.tasks)  # a folder of data sets may have more by now
+        if not kept or (there.name, protocol) != (suite.name, made.protocol):
             raise RequestError(
                 f"{out} holds results of another benchmark ({there.title}: {', '.join(there.task_names)}; protocol "
                 f"{protocol}) than {suite.title} ({', '.join(suite.task_names)}; protocol {made.protocol}): choose "

@@ -93,7 +93,7 @@ COSTS: dict[str, Callable[[Row], float]] = {
     "memory": lambda row: row.memory,
     "seconds": lambda row: row.seconds,
 }
-# Settings without which runs on one task are not like with like.
+# Settings that runs on one task must share to be like with like.
 BUDGET = ("epochs", "batch_size", "image_size", "precision", "normalisation", "augmentation", "views", "train_split")
 AVERAGES: dict[str, Callable[[Row], Spread | None]] = {
     "mean": lambda row: row.mean,
