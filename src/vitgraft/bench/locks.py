@@ -39,9 +39,11 @@ def held(path: Path, owner: str = "") -> Iterator[bool]:
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Waits until no other process is in a block of the same lock `path`, then keeps others out until its own ends."""
-    with open(path, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    while True:
+        with held(path) as free:
+            if free:
+                yield
+                return
 
 
 def is_held(path: Path) -> bool:
