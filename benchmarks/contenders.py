@@ -21,6 +21,9 @@ from vitgraft import Backbone, Model, build
 from vitgraft import method as methods
 from vitgraft.catalogue import shape_of
 from vitgraft.features import Activations
+from vitgraft.settings import Settings
+from vitgraft.step import Step
+from vitgraft.training import fabric
 from vitgraft.weights import Loaded
 
 CLASSES = 10
@@ -97,13 +100,19 @@ def random_images(batch_size: int, size: int) -> Tensor:
 
 def training_step(
     name: str, model: str, size: int, batch_size: int, precision: str, **changes: Any
-) -> Callable[[], None]:
-    """One training step, of one of `names`, CACHED or RIVALS: forward, backward, AdamW."""
+) -> Callable[[], Any]:
+    """One training step, of one of `names`, CACHED or RIVALS: forward, backward, AdamW. Ours is a fit's; a rival's is
+    the one that everybody writes."""
     torch.manual_seed(0)
     images, labels = random_images(batch_size, size), torch.randint(0, CLASSES, (batch_size,)).to(DEVICE)
     trained = contender(name, model, size, **changes).to(DEVICE)
-    loss = training_loss(trained, images, labels, precision, activations(name, trained, images, precision))
+    left = activations(name, trained, images, precision)
     optimizer = torch.optim.AdamW((p for p in trained.parameters() if p.requires_grad), lr=1e-4, fused=True)
+    if isinstance(trained, Model):
+        launched = fabric(Settings(precision=precision))
+        of_a_fit = Step(*launched.setup(trained, optimizer), launched, alike=True)
+        return lambda: of_a_fit(images, labels, left)
+    loss = training_loss(trained, images, labels, precision)
 
     def step() -> None:
         loss().backward()

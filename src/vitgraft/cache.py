@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from .data import Preprocess, even_batches
-from .data.batch import Batch
+from .data.batch import Batch, moved
 from .features import Activations
 from .model import Model
 from .settings import Settings
@@ -41,7 +41,8 @@ class ActivationStore:
     def get(self, indices: Tensor, compute: Callable[[], Activations]) -> Activations:
         """The activations of the pictures `indices` [b]; made by `compute`, for all, if one is not there."""
         if self._kept is not None and bool(self._seen[indices].all()):
-            return self._kept.map(lambda kept: kept[indices])
+            rows = moved(indices, self._kept.tokens.device)
+            return self._kept.map(lambda kept: kept[rows])
         found = compute()
         if self._kept is None and self.n * _bytes_per_picture(found, self.dtype) > self.limit:
             self.full = True
@@ -53,7 +54,7 @@ class ActivationStore:
     def _keep(self, indices: Tensor, found: Activations) -> None:
         if self._kept is None:
             self._kept = found.map(lambda t: torch.empty((self.n, *t.shape[1:]), dtype=self.dtype, device=t.device))
-        for kept, value in zip(_tensors(self._kept), _tensors(found), strict=True):
+        for kept, value in zip(self._kept.tensors(), found.tensors(), strict=True):
             kept[indices] = value
         self._seen[indices] = True
 
@@ -160,9 +161,5 @@ def fill(
     store.write()
 
 
-def _tensors(a: Activations) -> list[Tensor]:
-    return [a.tokens, *a.taps.values(), *a.extra.values()]
-
-
 def _bytes_per_picture(a: Activations, dtype: torch.dtype) -> int:
-    return sum(t[0].numel() for t in _tensors(a)) * dtype.itemsize
+    return sum(t[0].numel() for t in a.tensors()) * dtype.itemsize

@@ -23,6 +23,10 @@ class Activations:
     taps: dict[int, Tensor] = field(default_factory=dict)
     extra: dict[int, Tensor] = field(default_factory=dict)
 
+    def tensors(self) -> list[Tensor]:
+        """All of them, in a fixed order."""
+        return [self.tokens, *self.taps.values(), *self.extra.values()]
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Activations:
         """The same of every tensor changed."""
         taps, extra = ({i: change(t) for i, t in of.items()} for of in (self.taps, self.extra))

@@ -106,7 +106,8 @@ def build(
     seed: int = 0,
     **arguments: Any,
 ) -> Model:
-    """A model for `classes` classes, its tensors drawn from `seed`; the global generator is left as it was.
+    """A model for `classes` classes, where the backbone lies. Its tensors are drawn from `seed`; the global generator
+    is left as it was.
 
     head: one of the task's, its first unless given, with its own options. arguments: of the method.
     """
@@ -119,4 +120,5 @@ def build(
         channels = made.map_channels if levels else (made.width,)
         neck = Pyramid(*channels) if len(channels) < levels else None
         made_head = heads.create(task, name, neck.channels if neck else channels, classes, **(head_options or {}))
-    return Model(backbone, made, made_head, neck)
+    model = Model(backbone, made, made_head, neck)
+    return model.to(next(backbone.parameters()).device)

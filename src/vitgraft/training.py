@@ -25,8 +25,10 @@ from .errors import RequestError, WorkError
 from .files import write_bytes
 from .model import Model
 from .settings import Settings
+from .step import Step
 from .task import Loaded
 
+SPARED = 10.0  # seconds of work that a kill may undo: on a GPU a checkpoint may take as long as a short epoch
 FABRIC_PRECISION = {"32": "32-true", "64": "64-true"}
 
 
@@ -92,6 +94,12 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._saved = -math.inf
+
+    @property
+    def due(self) -> bool:
+        """Whether as much was done since the last one as a kill may undo."""
+        return time.monotonic() - self._saved >= SPARED
 
     def save(self, model: Model, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
         tensors = {f"model.{name}": t.detach().contiguous() for name, t in model.state().items()}
@@ -99,6 +107,7 @@ class Checkpoint:
             for key, value in optimizer.state[p].items():
                 tensors[f"{key}.{name}"] = value.detach().contiguous()
         write_bytes(self.path, save(tensors, {"progress": json.dumps(vars(progress))}))
+        self._saved = time.monotonic()
 
     def restore(self, model: Model, optimizer: torch.optim.Optimizer) -> Progress:
         """Puts everything back; gives the progress. Nothing saved yet: the start."""
@@ -115,9 +124,7 @@ class Checkpoint:
             ) from error
         for name, p in model.trained().items():
             keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors]
-            optimizer.state[p] = {
-                key: tensors[f"{key}.{name}"].to("cpu" if key == "step" else p.device) for key in keys
-            }
+            optimizer.state[p] = {key: tensors[f"{key}.{name}"].to(p.device) for key in keys}
         return progress
 
 
@@ -161,6 +168,8 @@ def train(
             checkpoint.save(model, optimizer, progress)
     store = activation_store(model, pictures, preprocess, settings, fabric)
     share, first = settings.batch_size // world, progress.epoch
+    alike = not model.head.levels and not settings.gradient_checkpointing
+    step = Step(wrapped, fabric_optimizer, fabric, alike=alike)
 
     def images_of(batch: Batch) -> Tensor:
         return preprocess.normalise(batch.to(fabric.device).pixels).to(dtype)
@@ -187,11 +196,8 @@ def train(
             images = images_of(batch)
             with fabric.autocast():
                 activations = recall(model, store, batch.indices + view * len(pictures), images)
-            loss = sum(wrapped(images, batch.targets, activations, batch.sizes).values())
-            fabric.backward(loss)
-            fabric_optimizer.step()
-            fabric_optimizer.zero_grad()
-            reduced: Any = fabric.all_reduce(loss.detach(), reduce_op="mean")
+            loss = step(images, batch.targets, activations, batch.sizes)
+            reduced: Any = fabric.all_reduce(loss, reduce_op="mean")
             losses.append(reduced)
             progress.step += 1
             # On a GPU each look at a loss waits for the device.
@@ -206,7 +212,7 @@ def train(
         record = {"epoch": progress.epoch, "step": progress.step, "loss": round(float(torch.stack(losses).mean()), 6)}
         progress.history.append({**record, "lr": lr, "seconds": round(progress.seconds, 3)})
         after_epoch(progress)
-        if fabric.is_global_zero:
+        if fabric.is_global_zero and (checkpoint.due or progress.epoch == settings.epochs):
             checkpoint.save(model, optimizer, progress)
         fabric.barrier()
     return progress
@@ -249,13 +255,15 @@ def _check_finite(losses: list[Tensor], step: int) -> None:
 
 def _check_tensors(model: Model, step: int) -> None:
     """The last step of an epoch has no loss after it that would show what it did."""
-    for name, t in model.state().items():
-        if not bool(t.isfinite().all()):
+    state = model.state()
+    finite = torch.stack([t.isfinite().all() for t in state.values()]).tolist()  # a GPU is waited for once
+    for name, is_finite in zip(state, finite, strict=True):
+        if not is_finite:
             raise _diverged(f"The tensor {name} was no longer finite after step {step}")
 
 
 def _diverged(what: str) -> WorkError:
     return WorkError(
-        f"{what}; the checkpoint of the last whole epoch, if there was one, is kept: fit into another folder with a "
+        f"{what}; the last checkpoint, if there was one, is kept: fit into another folder with a "
         "lower --lr or with --precision 32."
     )

@@ -171,9 +171,10 @@ class Estimate:
         return self._rates[key]
 
     def _time(self, job: Job) -> float:
-        """The same, from the second of two training steps."""
+        """The same, from the last of the training steps that it takes until a step is as fast as those of a fit."""
         import torch
 
+        from ..step import WARM, Step
         from ..training import fabric, optimiser
 
         settings = _settings(job)
@@ -182,16 +183,14 @@ class Estimate:
         on_cpu = launched.device.type == "cpu"
         n = min(settings.batch_size, TIMED) if on_cpu else settings.batch_size
         made, images, targets = self._model(job, n)
-        model, optimizer = launched.setup(made, optimiser(made.trained(), settings))
+        step = Step(*launched.setup(made, optimiser(made.trained(), settings)), launched, alike=True)
         images, targets = images.to(launched.device), targets.to(launched.device)
-        model.train()
-        for _ in range(2):
+        made.train()
+        for _ in range(2 if on_cpu else WARM + 2):
             begun = time.perf_counter()
             with launched.autocast():
-                activations = made.read(images)
-            launched.backward(sum(model(images, targets, activations).values()))
-            optimizer.step()
-            optimizer.zero_grad()
+                activations = None if made.method.crosses_backbone else made.read(images)
+            step(images, targets, activations)
             if not on_cpu:
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - begun

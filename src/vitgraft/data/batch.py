@@ -41,13 +41,20 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device; the indices stay."""
-        return replace(self, pixels=self.pixels.to(device), targets=_to(self.targets, device))
+        return replace(self, pixels=_to(self.pixels, device), targets=_to(self.targets, device))
 
 
-def _to(targets: Any, device: torch.device) -> Any:
-    if isinstance(targets, Tensor):
-        return targets.to(device)
-    return [{name: tensor.to(device) for name, tensor in each.items()} for each in targets]
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return moved(value, device)
+    return [{name: moved(tensor, device) for name, tensor in each.items()} for each in value]
+
+
+def moved(t: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device. A copy to a GPU would otherwise wait until that has nothing left to do."""
+    if device.type == "cuda" and t.device.type == "cpu":
+        return t.pin_memory().to(device, non_blocking=True)
+    return t.to(device)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,7 @@ class Preprocess:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] to float32 [B, 3, H, W], on the device where the pixels are."""
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
-        std = torch.tensor(self.std, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+        mean, std = (_on(pixels.device, triple) for triple in (self.mean, self.std))
         return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,6 +98,11 @@ class Preprocess:
         how = "resize to fit {}, pad to multiples of 32 with the mean" if self.fit else "resize to {}"
         sized = how.format(f"{height}x{width} (HxW, {self.interpolation})")
         return f"RGB, {sized}, scale to 0..1, mean {mean}, std {std}"
+
+
+@cache  # a new tensor on a GPU waits until that has nothing left to do
+def _on(device: torch.device, triple: Triple) -> Tensor:
+    return torch.tensor(triple, dtype=torch.float32, device=device).view(3, 1, 1)
 
 
 def as_tensor(image: Image.Image) -> Tensor:

@@ -1,0 +1,76 @@
+"""The steps of a fit; on a GPU the replayed graph takes the same ones as kernels launched one by one."""
+
+import copy
+
+import pytest
+import torch
+from conftest import random_backbone
+from lightning_fabric import Fabric
+
+from vitgraft import build
+from vitgraft.step import WARM, Step
+
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
+
+
+def prepared(model, *, alike):
+    fabric = Fabric(accelerator="auto", devices=1)
+    optimizer = torch.optim.AdamW(model.trained().values(), lr=1e-2, fused=True)
+    return fabric, Step(*fabric.setup(model.train(), optimizer), fabric, alike=alike)
+
+
+def batches(number):
+    draw = torch.Generator().manual_seed(0)
+    return [(torch.randn(4, 3, 32, 32, generator=draw), torch.randint(0, 3, (4,), generator=draw))] * number
+
+
+def losses(model, step, fabric, *, given):
+    found = []
+    for images, labels in given:
+        images, labels = images.to(fabric.device), labels.to(fabric.device)
+        activations = None if model.method.crosses_backbone else model.read(images)
+        found.append(step(images, labels, activations))
+    return torch.stack(found).cpu()
+
+
+def test_a_step_is_adamw_on_the_loss():
+    model = build(random_backbone(), "bitfit", classes=3)
+    other = copy.deepcopy(model).train()
+    fabric, step = prepared(model, alike=True)
+    optimizer = torch.optim.AdamW(other.trained().values(), lr=1e-2, fused=True)
+    for images, labels in batches(WARM + 3):
+        loss = other(images, labels)["cross_entropy"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        (found,) = losses(model, step, fabric, given=[(images, labels)])
+        torch.testing.assert_close(found, loss.detach())
+    for name, t in model.state().items():
+        torch.testing.assert_close(t.cpu(), other.state()[name])
+    assert float(found) < 0.9, "six steps on one batch lower its loss"
+
+
+@ON_GPU
+@pytest.mark.parametrize("method", ["hst", "convpass", "sct", "consolidator", "lora", "full", "linear"])
+def test_a_graph_takes_the_same_steps(method):
+    found = {}
+    for alike in (False, True):
+        model = build(random_backbone(), method, classes=3)
+        model.method.ready = True
+        model.method.contacts.drop_path = 0.3
+        fabric, step = prepared(model, alike=alike)
+        torch.manual_seed(0)
+        found[alike] = losses(model, step, fabric, given=batches(WARM + 5))
+        assert (step._graph is not None) == alike
+    torch.testing.assert_close(found[True], found[False], rtol=1e-4, atol=1e-4)
+
+
+@ON_GPU
+def test_what_cannot_be_a_graph_is_launched():
+    model = build(random_backbone(), "bitfit", classes=3)
+    head = model.head.forward
+    model.head.forward = lambda *given: head(*given) if float(given[0].pooled.sum()) < torch.inf else None
+    fabric, step = prepared(model, alike=True)
+    with pytest.warns(UserWarning, match="no CUDA graph"):
+        found = losses(model, step, fabric, given=batches(WARM + 5))
+    assert found[-1] < found[WARM] < found[0]
