@@ -80,6 +80,8 @@ def test_no_average_over_a_part():
     assert made.row("lora").mean is made.row("lora").mean_of_groups is None
     assert "lora lacks clevr, so it has no average" in made.notes
     assert [row.label for row in pareto(made)] == ["linear", "hst"]
+    made = table(records_of({**values, "hst": {"pets": [0.8], "svhn": [0.9]}}), TINY)
+    assert made.notes == ("hst, lora lack clevr, so they have no average",)
 
 
 def test_a_seed_without_its_hardest_task_is_in_no_average():

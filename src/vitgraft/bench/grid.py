@@ -11,6 +11,7 @@ and is begun once the fit has a record.
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import time
@@ -291,6 +292,7 @@ def fit_here(root: str, *, backbone: str, **options: Any) -> Any:
     from .. import fitting
 
     if torch.cuda.is_available():
+        gc.collect()  # what the run before left is not this one's
         torch.cuda.reset_peak_memory_stats()
     elif os.access("/proc/self/clear_refs", os.W_OK):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of this process begins anew

@@ -238,9 +238,14 @@ def _row(label: str, suite: Suite, records: Sequence[Record]) -> Row:
 def _notes(rows: Sequence[Row]) -> list[str]:
     records = [r for row in rows for r in row.records]
     notes = [f"flatters: {flag}" for flag in dict.fromkeys(flag for r in records for flag in r.job.flags)]
+    without: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
         if row.missing:
-            notes.append(f"{row.label} lacks {', '.join(row.missing)}, so it has no average")
+            without.setdefault(tuple(row.missing), []).append(row.label)
+    for tasks, labels in without.items():
+        told = "lacks {}, so it has" if len(labels) == 1 else "lack {}, so they have"
+        notes.append(f"{', '.join(labels)} {told.format(', '.join(tasks))} no average")
+    for row in rows:
         seeds = {len(spread.values) for spread in row.tasks.values()}
         if len(seeds) > 1:
             notes.append(f"{row.label} has {min(seeds)} to {max(seeds)} seeds; its averages are over whole seeds only")
