@@ -183,7 +183,8 @@ class Estimate:
         on_cpu = launched.device.type == "cpu"
         n = min(settings.batch_size, TIMED) if on_cpu else settings.batch_size
         made, images, targets = self._model(job, n)
-        step = Step(*launched.setup(made, optimiser(made.trained(), settings)), launched, alike=True)
+        model, optimizer = launched.setup(made, optimiser(made.trained(), settings))
+        step = Step(model, optimizer, launched, alike=True)
         images, targets = images.to(launched.device), targets.to(launched.device)
         made.train()
         for _ in range(2 if on_cpu else WARM + 2):

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
-from importlib import resources
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from .. import page
-from ..charts import Dots, Point, dots, scatter, standalone
 from ..errors import RequestError
-from ..files import make_folder, write_bytes
-from ..page import duration, name, percent, section, size
-from . import protocols
+from ..page import duration, name, section, size
+from . import figures, protocols
+from .figures import Picture
 from .layout import per_cent
-from .reading import AVERAGES, COSTS, Gap, Paired, Row, Spread, Table, compare, gap_lines, pareto
+from .reading import AVERAGES, Gap, Paired, Row, Spread, Table, gap_lines
 
 if TYPE_CHECKING:
     from .beside import Beside, Theirs
-
-GIB = 2**30
-WIDE = 540  # of a picture that has half of the page
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A chart: the name of its file, and the figure as HTML."""
-
-    file: str
-    html: str
 
 
 def write(
@@ -50,8 +34,8 @@ def write(
     beside: the published rows (`beside.beside`). pictures: a folder that gets each picture as an SVG file too.
     Raises RequestError where there is no row `against`, WorkError where nothing can be written.
     """
-    costs, seeds = _costs(table), _seeds(table)
-    differences, pairs = _differences(table, against) if against else ([], [])
+    costs, seeds = figures.costs(table), figures.seeds(table)
+    differences, pairs = figures.differences(table, against) if against else ([], [])
     body = [
         section("Table", _table(table), _notes(table, gaps), note=_how(table)),
         _accuracy_and_cost(table, costs),
@@ -71,42 +55,7 @@ def write(
     whole = page.document(f"{title} · vitgraft", _header(table, gaps), "\n".join(p for p in body if p), footer)
     page.write_whole(path, whole)
     if pictures is not None:
-        _export([*costs, *differences, *seeds], Path(pictures))
-
-
-def _export(pictures: Iterable[Picture], folder: Path) -> None:
-    make_folder(folder)
-    style = resources.files("vitgraft").joinpath("assets/report.css").read_text("utf-8")
-    for picture in pictures:
-        write_bytes(folder / f"{picture.file}.svg", standalone(picture.html, style).encode("utf-8", errors="replace"))
-
-
-def _slug(*words: str) -> str:
-    """Words as the name of a file."""
-    return re.sub(r"[^\w.-]+", "-", "-".join(words)).strip("-.")
-
-
-def _points(value: float) -> str:
-    """A difference in points of per cent."""
-    return _signed(f"{100 * value:+.1f}")
-
-
-def _step(value: float) -> str:
-    """A round difference, for an axis."""
-    return _signed(f"{100 * value:+.6g}")
-
-
-def _signed(figure: str) -> str:
-    return figure.replace("-", "−") if float(figure) else figure.lstrip("+-")
-
-
-def _plain(value: float) -> str:
-    """A share in per cent, without the sign."""
-    return f"{100 * value:.1f}"
-
-
-def _tick(value: float) -> str:
-    return f"{100 * value:.6g}"
+        figures.export([*costs, *differences, *seeds], Path(pictures))
 
 
 # --- header, table, notes -----------------------------------------------------------------------------------------
@@ -114,15 +63,6 @@ def _tick(value: float) -> str:
 
 def _flags(table: Table) -> list[str]:
     return list(dict.fromkeys(flag for row in table.rows for record in row.records for flag in record.job.flags))
-
-
-def _used(table: Table) -> list[str]:
-    """The tasks that have a record."""
-    return [task.name for task in table.suite.tasks if any(task.name in row.tasks for row in table.rows)]
-
-
-def _title(table: Table, task: str) -> str:
-    return table.suite.task(task).title or task
 
 
 def _seed_numbers(table: Table) -> list[int]:
@@ -135,7 +75,7 @@ def _header(table: Table, gaps: Sequence[Gap]) -> str:
         told = protocols.find(table.protocol).title
     except RequestError:  # of an earlier version
         told = table.protocol
-    seeds, tasks = _seed_numbers(table), _used(table)
+    seeds, tasks = _seed_numbers(table), table.tasks
     records = [record for row in table.rows for record in row.records]
     failed = sum(bool(gap.reason) for gap in gaps)
     count = f"{len(records):,} done" + (f", {failed} failed" if failed else "")
@@ -174,11 +114,11 @@ def _how(table: Table) -> str:
 
 def _table(table: Table) -> str:
     """One line a method: parameters, both averages, every task, what a run costs."""
-    tasks = _used(table)
+    tasks = table.tasks
     columns: list[tuple[str, Callable[[Row], Spread | None]]] = [
         (f"mean of {len(table.suite.tasks)}", AVERAGES["mean"]),
         ("mean of groups", AVERAGES["mean of groups"]),
-        *((_title(table, task), lambda row, task=task: row.tasks.get(task)) for task in tasks),
+        *((table.title(task), lambda row, task=task: row.tasks.get(task)) for task in tasks),
     ]
     heads = ["params (M)", "with head (M)", *(title for title, _ in columns), "memory", "time"]
     head = "".join(f'<th scope="col" class="number">{name(title)}</th>' for title in heads)
@@ -218,43 +158,6 @@ def _many(pictures: Sequence[Picture], kind: str = "many") -> str:
     return f'<div class="charts {kind}">{"".join(picture.html for picture in pictures)}</div>'
 
 
-def _axes(table: Table) -> list[tuple[str, str, str, float, Callable[[float], str]]]:
-    """Each cost: (its name in COSTS, title, label of the axis, its unit there, a value in words)."""
-    longest = max(row.seconds for row in table.rows)
-    unit, seconds = next(
-        (u, s) for u, s, most in (("s", 1, 600), ("min", 60, 36_000), ("h", 3600, 1e99)) if longest < most
-    )
-
-    def trained(count: float) -> str:
-        return f"{count:,.0f} parameters"
-
-    return [
-        ("parameters", "Trained parameters", "trained parameters without the head, millions", 1e6, trained),
-        ("parameters with head", "With the head", "trained parameters with the head, millions", 1e6, trained),
-        ("memory", "Peak memory", "peak memory in training, GiB", GIB, size),
-        ("seconds", "Training time", f"training time of a run, {unit}", seconds, duration),
-    ]
-
-
-def _costs(table: Table) -> list[Picture]:
-    """Accuracy over each cost, with the front of what nothing beats; none without an average."""
-    measured = [(row, found) for row in table.rows if (found := row.mean)]
-    made = []
-    for cost, title, label, unit, words in _axes(table):
-        front = [row.label for row in pareto(table, cost)]
-        points = [
-            Point(row.label, COSTS[cost](row) / unit, found.mean, found.deviation, row.label in front)
-            for row, found in measured
-        ]
-
-        def told(value: float, unit: float = unit, words: Callable[[float], str] = words) -> str:
-            return words(value * unit)
-
-        y_label = f"mean of {len(table.suite.tasks)}, per cent"
-        made.append(Picture(_slug("cost", cost), scatter(title, points, percent, _tick, told, label, y_label)))
-    return [picture for picture in made if picture.html]
-
-
 def _accuracy_and_cost(table: Table, pictures: Sequence[Picture]) -> str:
     left_out = [row.label for row in table.rows if row.mean is None]
     without = f" Not here, for lack of an average: {', '.join(left_out)}." if left_out else ""
@@ -266,38 +169,6 @@ def _accuracy_and_cost(table: Table, pictures: Sequence[Picture]) -> str:
         f"{without}"
     )
     return section("Accuracy and cost", _many(pictures, "wide"), note=note)
-
-
-def _differences(table: Table, against: str) -> tuple[list[Picture], list[Paired]]:
-    """All rows from one: a picture of the means over tasks, and one for each row with every task."""
-    base = table.row(against).label
-    pairs, made = [], []
-    for row in table.rows:
-        if row.label == base:
-            continue
-        try:
-            pairs.append(compare(table, row.label, base))
-        except RequestError:  # no task and seed in common: the table says what is missing
-            continue
-    if pairs:
-        rows = [Dots(pair.one, [*pair.differences.values()], pair.mean, pair.interval) for pair in pairs]
-        made.append(
-            Picture("difference", dots(f"All methods, minus {base}", rows, _points, _step, zero=True, width=WIDE))
-        )
-    for pair in pairs:
-        rows = [_dots(_title(table, task), spread) for task, spread in pair.spreads.items()]
-        rows.append(Dots("mean", [], pair.mean, pair.interval, strong=True))
-        figure = dots(f"{pair.one} minus {base}", rows, _points, _step, zero=True)
-        made.append(Picture(_slug("difference", pair.one), figure))
-    return made, pairs
-
-
-def _dots(label: str, spread: Spread) -> Dots:
-    """Differences of one task over seeds; the interval is the bootstrap's, over seeds."""
-    from .paired import bootstrap
-
-    values = [*spread.values.values()]
-    return Dots(label, values, fmean(values), bootstrap(values) if len(values) > 1 else None)
 
 
 def _section_of_differences(
@@ -335,16 +206,6 @@ def _tests(pairs: Sequence[Paired]) -> str:
     )
 
 
-def _seeds(table: Table) -> list[Picture]:
-    """For each task every run of every method."""
-    made = []
-    for task in _used(table):
-        rows = [(row.label, row.tasks[task]) for row in table.rows if task in row.tasks]
-        lines = [Dots(label, [*spread.values.values()], spread.mean) for label, spread in rows]
-        made.append(Picture(_slug("seeds", task), dots(_title(table, task), lines, _plain, _tick)))
-    return made
-
-
 # --- published rows -----------------------------------------------------------------------------------------------
 
 
@@ -378,7 +239,7 @@ def _section_of_published(beside: Beside) -> str:
         if found := beside.of_row[row.label]:
             ours = _numbers(row.label, [_cell(row.tasks.get(task), None, 1) for task in part.task_names])
             blocks.append([f'<tr class="ours">{ours}</tr>', *(_by_task(theirs, part.task_names) for theirs in found)])
-    heads = [_title(beside.table, task) for task in part.task_names]
+    heads = [beside.table.title(task) for task in part.task_names]
     tasks = f"<h3>Task by task</h3>{_blocks(heads, blocks, '', 'published pinned')}" if blocks else ""
     lines = "".join(f"<li>{name(line)}</li>" for line in told)
     notes = f'<ul class="notes">{lines}</ul>' if told else ""
@@ -427,7 +288,7 @@ def _value(value: float | None, digits: int) -> str:
 
 def _section_of_choices(table: Table) -> str:
     """What a search chose for each method on each task; nothing where none did."""
-    tasks = _used(table)
+    tasks = table.tasks
     lines = []
     for row in table.rows:
         told = {record.job.task: record.job.chosen for record in row.records if record.job.chosen}
@@ -436,9 +297,7 @@ def _section_of_choices(table: Table) -> str:
     if not lines:
         return ""
     note = "By the accuracy on val after training on train, of so many trials; then fitted as the protocol says."
-    return section(
-        "Chosen settings", _blocks([_title(table, task) for task in tasks], [lines], "", "pinned"), note=note
-    )
+    return section("Chosen settings", _blocks([table.title(task) for task in tasks], [lines], "", "pinned"), note=note)
 
 
 def _choice(told: Mapping[str, Any] | None) -> str:

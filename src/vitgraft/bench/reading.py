@@ -111,6 +111,15 @@ class Table:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
 
+    @property
+    def tasks(self) -> list[str]:
+        """Those that have a record."""
+        return [task.name for task in self.suite.tasks if any(task.name in row.tasks for row in self.rows)]
+
+    def title(self, task: str) -> str:
+        """Of a task, for readers."""
+        return self.suite.task(task).title or task
+
     def row(self, label: str) -> Row:
         """The row of a label; RequestError with the near misses if there is none."""
         labels = [row.label for row in self.rows]
@@ -155,11 +164,10 @@ def gap_lines(gaps: Iterable[Gap]) -> list[str]:
 def gaps(table: Table, out: str | Path) -> list[Gap]:
     """The runs that are not in a table: of each row the tasks and seeds that any row has, and those that failed in the
     folder `out`, whatever else there is of them."""
-    tasks = [task.name for task in table.suite.tasks if any(task.name in row.tasks for row in table.rows)]
     seeds = {seed for row in table.rows for spread in row.tasks.values() for seed in spread.values}
     done = {(row.label, task, seed) for row in table.rows for task in row.tasks for seed in row.tasks[task].values}
     failed = _failures(Path(out), table.protocol)
-    wanted = [(row.label, task, seed) for row in table.rows for task in tasks for seed in sorted(seeds)]
+    wanted = [(row.label, task, seed) for row in table.rows for task in table.tasks for seed in sorted(seeds)]
     missing = dict.fromkeys(run for run in [*wanted, *failed] if run not in done)
     return [Gap(*run, failed.get(run, "")) for run in missing]
 
