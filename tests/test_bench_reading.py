@@ -339,8 +339,29 @@ def test_csv(made):
     assert [row["mean"] for row in empty] == ["0.5", "", "", "", ""]
 
 
+def test_of_one_group_there_is_one_average():
+    suite = suite_of(task_of("a"), task_of("b"))
+    made = table(records_of({"x": {"a": [0.5, 0.7], "b": [0.1, 0.1]}}), suite)
+    assert layout.text(made).splitlines()[2].endswith("a         b   mean of 2")
+    lines = list(csv.DictReader(io.StringIO(layout.comma_separated(made))))
+    assert [line["task"] for line in lines] == ["a", "b", "mean of 2"]
+
+
+def test_what_several_rows_lack_is_said_once(tmp_path):
+    values = {"linear": VALUES["linear"], "lora": {"pets": [0.8]}, "hst": {"pets": [0.9]}}
+    made = table(records_of(values), TINY)
+    assert reading.gap_lines(reading.gaps(made, tmp_path)) == [
+        "not run: hst; lora, pets, seed 1",
+        "not run: hst; lora, svhn, clevr, seeds 0, 1",
+    ]
+    assert made.notes == ("hst, lora lack svhn, clevr, so they have no average",)
+    uneven = {"svhn": [0.9, 0.9], "clevr": [0.9, 0.9], "pets": [0.8]}
+    made = table(records_of({"linear": VALUES["linear"], "lora": uneven, "hst": uneven}), TINY)
+    assert made.notes == ("hst, lora have 1 to 2 seeds; their averages are over whole seeds only",)
+
+
 def test_latex():
-    suite = suite_of(task_of("a_b"), task_of("100%"))
+    suite = suite_of(task_of("a_b", group="one"), task_of("100%", group="other"))
     values = {r"x & y": {"a_b": [0.5, 0.6], "100%": [0.1, 0.1]}, r"\z": {"a_b": [0.5]}}
     said = layout.latex(table(records_of(values), suite)).splitlines()
     assert said[0] == "% protocol strict, vit.safetensors"

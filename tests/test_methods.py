@@ -404,6 +404,16 @@ def test_what_consolidator_stores_is_its_size(cls):
         assert size == trains if form.get("originals") == () else size < trains
 
 
+@pytest.mark.parametrize(
+    ("family", "given", "scale"), [("cls", {}, 1), ("dinov2", {}, 0.1), ("dinov2", {"scale": 2}, 2)]
+)
+def test_convpass_does_not_drown_what_stands_behind_layerscale(family, given, scale):
+    backbone = random_backbone(family)
+    method = model_of(("convpass", given), backbone).method
+    assert {branch.scale for branch in method.modules() if hasattr(branch, "conv")} == {scale}
+    assert method.arguments()["scale"] == given.get("scale"), "an adapter file says what was asked for"
+
+
 @pytest.mark.parametrize("name", sorted({*methods.names()} - {"full", "lst"}))
 def test_it_is_a_small_part_of_the_backbone(name):
     shape = catalogue.shape_of(catalogue.VIT_B16)

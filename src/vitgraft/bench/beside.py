@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ..errors import RequestError
 from ..settings import AUGMENTATIONS, NORMALISATIONS
 from . import protocols, published
-from .reading import Paired, Row, Spread, Table, paired
+from .reading import Paired, Row, Spread, Table, averages, paired
 from .record import Record
 from .suites import Suite
 
@@ -60,6 +60,10 @@ class Theirs:
     mean_of_groups: float | None
     differs: tuple[str, ...]
     flags: tuple[str, ...]
+
+    def averages(self, suite: Suite) -> list[float | None]:
+        """As many as `reading.averages` has of the suite."""
+        return [self.mean, self.mean_of_groups][: len(averages(suite))]
 
     @property
     def alike(self) -> bool:

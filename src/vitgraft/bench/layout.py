@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .reading import Row, Spread, Table
+from .reading import Row, Spread, Table, averages
 
 if TYPE_CHECKING:
     from .beside import Beside, Theirs
@@ -31,13 +31,13 @@ def _words(spread: Spread | None, digits: int, between: str) -> str:
 
 def _head(table: Table) -> list[str]:
     tasks = [task.name for task in table.suite.tasks]
-    return ["method", "params (M)", "with head (M)", *tasks, f"mean of {len(tasks)}", "mean of groups"]
+    return ["method", "params (M)", "with head (M)", *tasks, *averages(table.suite)]
 
 
 def _line(row: Row, between: str) -> list[str]:
     tasks = [_words(row.tasks.get(task.name), 1, between) for task in row.suite.tasks]
-    averages = [_words(row.mean, 2, between), _words(row.mean_of_groups, 2, between)]
-    return [row.label, f"{row.parameters / 1e6:.3f}", f"{row.parameters_with_head / 1e6:.3f}", *tasks, *averages]
+    means = [_words(of(row), 2, between) for of in averages(row.suite).values()]
+    return [row.label, f"{row.parameters / 1e6:.3f}", f"{row.parameters_with_head / 1e6:.3f}", *tasks, *means]
 
 
 def text(table: Table) -> str:
@@ -88,11 +88,8 @@ def beside_text(found: Beside) -> str:
 
 def _published(theirs: Theirs, suite: Suite) -> list[str]:
     """The numbers of a published row, as those of ours stand in a line."""
-    values = [
-        *((theirs.values.get(name), 1) for name in suite.task_names),
-        (theirs.mean, 2),
-        (theirs.mean_of_groups, 2),
-    ]
+    values = [(theirs.values.get(name), 1) for name in suite.task_names]
+    values += [(mean, 2) for mean in theirs.averages(suite)]
     numbers = ["-" if value is None else per_cent(value, digits) for value, digits in values]
     return ["-" if theirs.parameters_m is None else f"{theirs.parameters_m:.3f}", *numbers]
 
@@ -108,7 +105,7 @@ def _aligned(words: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """CSV, one line for each method and task, then its two averages: values 0..1 unrounded, memory in bytes."""
+    """CSV, one line for each method and task, then its averages: values 0..1 unrounded, memory in bytes."""
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
     columns = ("method", "task", "group", "mean", "deviation", "seeds", "values")
@@ -116,7 +113,7 @@ def comma_separated(table: Table) -> str:
     for row in table.rows:
         costs = [row.parameters, row.parameters_with_head, row.memory, row.seconds]
         cells = [(task.name, task.group, row.tasks.get(task.name)) for task in table.suite.tasks]
-        cells += [(f"mean of {len(cells)}", "", row.mean), ("mean of groups", "", row.mean_of_groups)]
+        cells += [(name, "", of(row)) for name, of in averages(row.suite).items()]
         for name, group, spread in cells:
             values = spread.values if spread else {}
             mean, deviation = (spread.mean, spread.deviation) if spread else (None, None)

@@ -13,10 +13,11 @@ from ..page import duration, name, section, size
 from . import figures, protocols
 from .figures import Picture
 from .layout import per_cent
-from .reading import AVERAGES, Gap, Paired, Row, Spread, Table, gap_lines
+from .reading import Gap, Paired, Row, Spread, Table, averages, gap_lines
 
 if TYPE_CHECKING:
     from .beside import Beside, Theirs
+    from .suites import Suite
 
 
 def write(
@@ -115,9 +116,9 @@ def _how(table: Table) -> str:
 def _table(table: Table) -> str:
     """One line a method: parameters, both averages, every task, what a run costs."""
     tasks = table.tasks
+    means = averages(table.suite)
     columns: list[tuple[str, Callable[[Row], Spread | None]]] = [
-        (f"mean of {len(table.suite.tasks)}", AVERAGES["mean"]),
-        ("mean of groups", AVERAGES["mean of groups"]),
+        *means.items(),
         *((table.title(task), lambda row, task=task: row.tasks.get(task)) for task in tasks),
     ]
     heads = ["params (M)", "with head (M)", *(title for title, _ in columns), "memory", "time"]
@@ -127,9 +128,9 @@ def _table(table: Table) -> str:
     for row in table.rows:
         cells = [f"{count / 1e6:.3f}" for count in (row.parameters, row.parameters_with_head)]
         for k, ((_, of), top) in enumerate(zip(columns, best, strict=True)):
-            cells.append(_cell(of(row), top, 2 if k < 2 else 1))
+            cells.append(_cell(of(row), top, 2 if k < len(means) else 1))
         cells += [size(row.memory), duration(row.seconds)]
-        kinds = ["number average" if k in (2, 3) else "number" for k in range(len(cells))]
+        kinds = ["number average" if 2 <= k < 2 + len(means) else "number" for k in range(len(cells))]
         line = "".join(f'<td class="{kind}">{cell}</td>' for kind, cell in zip(kinds, cells, strict=True))
         lines.append(f'<tr><th scope="row" title="{escape(row.label)}">{name(row.label)}</th>{line}</tr>')
     return (
@@ -220,20 +221,22 @@ def _section_of_published(beside: Beside) -> str:
         "one with ≠ was not, so that its averages are not to be compared with ours, for the reason beside it. All "
         f"averages here are over the {len(part.tasks)} tasks that were run, in per cent."
     )
-    heads = ["params (M)", f"mean of {len(part.tasks)}", "mean of groups"]
+    heads = ["params (M)", *averages(part)]
     blocks = []
     for row in rows:
         if found := beside.of_row[row.label]:
             cells = [
                 f"{row.parameters / 1e6:.3f}",
-                *(_cell(spread, None, 2) for spread in (row.mean, row.mean_of_groups)),
+                *(_cell(of(row), None, 2) for of in averages(part).values()),
             ]
             ours = _numbers(row.label, cells)
-            blocks.append([f'<tr class="ours">{ours}<td>ours</td></tr>', *map(_averages, found)])
+            blocks.append(
+                [f'<tr class="ours">{ours}<td>ours</td></tr>', *(_averages(theirs, part) for theirs in found)]
+            )
     if beside.rest:
         title = f'<tr class="ours"><th scope="rowgroup" colspan="{len(heads) + 2}">Not run here</th></tr>'
-        blocks.append([title, *map(_averages, beside.rest)])
-    averages = _blocks(heads, blocks, '<th scope="col">how the number came about</th>', "published")
+        blocks.append([title, *(_averages(one, part) for one in beside.rest)])
+    ours_and_theirs = _blocks(heads, blocks, '<th scope="col">how the number came about</th>', "published")
     blocks = []
     for row in rows:
         if found := beside.of_row[row.label]:
@@ -243,7 +246,7 @@ def _section_of_published(beside: Beside) -> str:
     tasks = f"<h3>Task by task</h3>{_blocks(heads, blocks, '', 'published pinned')}" if blocks else ""
     lines = "".join(f"<li>{name(line)}</li>" for line in told)
     notes = f'<ul class="notes">{lines}</ul>' if told else ""
-    return section("Beside published numbers", averages, notes, tasks, note=note)
+    return section("Beside published numbers", ours_and_theirs, notes, tasks, note=note)
 
 
 def _blocks(heads: Sequence[str], blocks: Sequence[Sequence[str]], last_html: str, kind: str) -> str:
@@ -265,11 +268,11 @@ def _mark(theirs: Theirs) -> str:
     return '<span class="same">=</span> ' if theirs.alike else '<span class="other">≠</span> '
 
 
-def _averages(theirs: Theirs) -> str:
+def _averages(theirs: Theirs, suite: Suite) -> str:
     unlike = f"<div><b>differs in</b> {escape('; '.join(theirs.differs))}</div>" if theirs.differs else ""
     flags = f'<div class="who">{escape("; ".join(theirs.flags))}</div>' if theirs.flags else ""
     millions = "–" if theirs.parameters_m is None else f"{theirs.parameters_m:.2f}"
-    cells = [millions, _value(theirs.mean, 2), _value(theirs.mean_of_groups, 2)]
+    cells = [millions, *(_value(mean, 2) for mean in theirs.averages(suite))]
     how = f"{escape(theirs.source)}{unlike}{flags}"
     return f'<tr>{_numbers(theirs.method, cells, _mark(theirs))}<td class="how">{how}</td></tr>'
 

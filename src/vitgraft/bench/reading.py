@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError, near_misses
 from ..files import read_json
@@ -101,6 +101,12 @@ AVERAGES: dict[str, Callable[[Row], Spread | None]] = {
 }
 
 
+def averages(suite: Suite) -> dict[str, Callable[[Row], Spread | None]]:
+    """Those of a suite, by their titles: of one group the mean of groups would be the mean once more."""
+    found = {f"mean of {len(suite.tasks)}": AVERAGES["mean"]}
+    return found | ({"mean of groups": AVERAGES["mean of groups"]} if len(suite.groups) > 1 else {})
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of one suite, one protocol and one backbone; notes: sentences without which the numbers mislead."""
@@ -142,23 +148,24 @@ class Gap:
 
 
 def gap_lines(gaps: Iterable[Gap]) -> list[str]:
-    """The same in words: each that failed, with its reason, and what was not done of each row."""
-    failed: list[str] = []
-    left: dict[str, dict[str, list[int]]] = {}
-    for gap in gaps:
-        if gap.reason:
-            failed.append(f"failed: {gap.label}, {gap.task}, seed {gap.seed}: {gap.reason}")
-        else:
-            left.setdefault(gap.label, {}).setdefault(gap.task, []).append(gap.seed)
-    for label, tasks in left.items():
-        of_seeds: dict[tuple[int, ...], list[str]] = {}
-        for task, seeds in tasks.items():
-            of_seeds.setdefault(tuple(seeds), []).append(task)
-        for numbers, names in of_seeds.items():
-            failed.append(
-                f"not run: {label}, {', '.join(names)}, seed{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
-            )
-    return failed
+    """The same in words: each that failed, with its reason, and what was not done, rows that lack the same together."""
+    gaps = list(gaps)
+    failed = [f"failed: {gap.label}, {gap.task}, seed {gap.seed}: {gap.reason}" for gap in gaps if gap.reason]
+    seeds = _grouped(((gap.label, gap.task), gap.seed) for gap in gaps if not gap.reason)
+    tasks = _grouped(((label, numbers), task) for (label, task), numbers in seeds.items())
+    labels = _grouped(((names, numbers), label) for (label, numbers), names in tasks.items())
+    return failed + [
+        f"not run: {'; '.join(rows)}, {', '.join(names)}, seed{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+        for (names, numbers), rows in labels.items()
+    ]
+
+
+def _grouped(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, tuple[Any, ...]]:
+    """{first: every second that came with it}."""
+    found: dict[Any, list[Any]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return {key: tuple(values) for key, values in found.items()}
 
 
 def gaps(table: Table, out: str | Path) -> list[Gap]:
@@ -246,17 +253,14 @@ def _row(label: str, suite: Suite, records: Sequence[Record]) -> Row:
 def _notes(rows: Sequence[Row]) -> list[str]:
     records = [r for row in rows for r in row.records]
     notes = [f"flatters: {flag}" for flag in dict.fromkeys(flag for r in records for flag in r.job.flags)]
-    without: dict[tuple[str, ...], list[str]] = {}
-    for row in rows:
-        if row.missing:
-            without.setdefault(tuple(row.missing), []).append(row.label)
-    for tasks, labels in without.items():
-        told = "lacks {}, so it has" if len(labels) == 1 else "lack {}, so they have"
-        notes.append(f"{', '.join(labels)} {told.format(', '.join(tasks))} no average")
-    for row in rows:
-        seeds = {len(spread.values) for spread in row.tasks.values()}
-        if len(seeds) > 1:
-            notes.append(f"{row.label} has {min(seeds)} to {max(seeds)} seeds; its averages are over whole seeds only")
+    for missing, labels in _grouped((tuple(row.missing), row.label) for row in rows if row.missing).items():
+        lacks, has = ("lacks", "it has") if len(labels) == 1 else ("lack", "they have")
+        notes.append(f"{', '.join(labels)} {lacks} {', '.join(missing)}, so {has} no average")
+    counts = {row.label: [len(spread.values) for spread in row.tasks.values()] for row in rows}
+    uneven = (((min(n), max(n)), label) for label, n in counts.items() if min(n) < max(n))
+    for (fewest, most), labels in _grouped(uneven).items():
+        has, its = ("has", "its") if len(labels) == 1 else ("have", "their")
+        notes.append(f"{', '.join(labels)} {has} {fewest} to {most} seeds; {its} averages are over whole seeds only")
     for name in BUDGET:
         # Of one task: a protocol may augment some tasks and not others.
         found: dict[str, dict[str, None]] = {}

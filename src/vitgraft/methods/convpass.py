@@ -25,8 +25,9 @@ class Convpass(Method):
     """A bottleneck with a 3 x 3 convolution beside attention and MLP (Jie and Deng 2022, section 3.2).
 
     sublayers: beside which (paper; attention alone is Convpass_attn). bottleneck: R, 8 everywhere in the paper. scale:
-    s, searched per task in 0.01, 0.1, 1, 10, 100 (section 4.1). conv_init: the convolution starts as the identity or by
-    Xavier, chosen per task (released code). dropout: before the last layer (released code).
+    s, searched per task in 0.01, 0.1, 1, 10, 100 (section 4.1); unless given 1, and 0.1 beside LayerScale, whose
+    sub-layers a bypass at 1 drowns. conv_init: the convolution starts as the identity or by Xavier, chosen per task
+    (released code). dropout: before the last layer (released code).
 
     Parameters for L blocks of width D: per bypass (2 R + 1) D + 9 R^2 + 2 R, two in every block: 327,552 on ViT-B/16
     (163,776 with attention alone).
@@ -43,7 +44,7 @@ class Convpass(Method):
         *,
         sublayers: Sequence[str] = ("attn", "mlp"),
         bottleneck: int = 8,
-        scale: float = 1.0,
+        scale: float | None = None,
         conv_init: str = "identity",
         dropout: float = 0.1,
     ) -> None:
@@ -56,11 +57,10 @@ class Convpass(Method):
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
+        scale = self.scale or (0.1 if backbone.has_layerscale else 1.0)
         for i in range(backbone.depth):
             for sublayer in self.sublayers:
-                bypass = Bypass(
-                    backbone.width, self.bottleneck, backbone.prefix, self.scale, self.conv_init, self.dropout
-                )
+                bypass = Bypass(backbone.width, self.bottleneck, backbone.prefix, scale, self.conv_init, self.dropout)
                 self.contacts.add_branch(backbone, f"blocks.{i}.{sublayer}", bypass)
 
 
