@@ -26,7 +26,7 @@ from helpers_cli import (
     wait_for,
 )
 
-from vitgraft import fitting
+from vitgraft import fitting, training
 
 EPOCHS = 6
 EXACT = ["--precision", "32", "--drop-path", "0.2", "--epochs", EPOCHS, "--lr", "3e-3"]
@@ -120,6 +120,17 @@ def test_stopped_at_each_file(file, precision, ground, tmp_path, monkeypatch):
     run = fit(ground, tmp_path / "run", *words, "--resume")
     assert same(adapter_of(run), adapter_of(plain))
     assert without_clock(run) == without_clock(plain)
+
+
+@pytest.mark.parametrize(("spared", "written"), [(0.0, 4), (60.0, 2)])
+def test_a_checkpoint_is_not_dearer_than_what_it_saves(spared, written, ground, tmp_path, monkeypatch):
+    """Written after the first epoch, the last, and no sooner after another than a kill may undo."""
+    times, save = [], training.Checkpoint.save
+    monkeypatch.setattr(training, "SPARED", spared)
+    monkeypatch.setattr(training.Checkpoint, "save", lambda *given: (times.append(given[-1].epoch), save(*given)))
+    fit(ground, tmp_path / "run", "--method", "bitfit", "--epochs", 4)
+    assert len(times) == written
+    assert (times[0], times[-1]) == (1, 4)
 
 
 def test_ctrl_c(ground, tmp_path):
