@@ -230,14 +230,15 @@ def test_what_a_search_chose_is_shown(tmp_path):
         "split": "val",
         "value": 0.348,
         "trials": 4,
-        "run": "0",
+        "runs": ["0", "1"],
+        "seeds": [0, 1],
         "file": "f",
     }
     tuned = records_of({"lora tuned": VALUES["lora"]}, chosen=told)
     page.write(tmp_path / "page.html", reading.table([*tuned, *records_of({"hst": VALUES["hst"]})], TINY))
     found = check_whole(tmp_path / "page.html").text
     assert "Chosen settings" in found
-    assert found.count("lr 0.003, scale 0.1") == found.count("34.8, best of 4") == 3  # tasks
+    assert found.count("lr 0.003, scale 0.1") == found.count("34.8, best of 4, 2 seeds each") == 3  # tasks
     page.write(tmp_path / "page.html", reading.table(records_of(), TINY))
     assert "Chosen settings" not in check_whole(tmp_path / "page.html").text
 

@@ -93,6 +93,31 @@ def test_a_broken_space(options, said, tmp_path):
 # The whole grid
 
 
+def test_the_mean_over_seeds_decides(base, tmp_path):
+    """One that is lucky once loses to one that is good twice; one that fails once has failed."""
+    values = {0.1: (0.9, 0.1), 0.2: (0.6, 0.6), 0.3: (0.99, None)}
+
+    def value(options):
+        found = values[options["lr"]][options["seed"]]
+        if found is None:
+            raise WorkError("The loss became nan.")
+        return found
+
+    two = make_grid(base.data, methods={"linear": {}}, seeds=(0, 1), options=choosing)
+    over, out, fits = search.given({"lr": list(values)}), tmp_path / "out", Fits(value)
+    [study] = search.studies(two, None, over)
+    assert (study.planned, len(study.pending)) == (3, 6)
+    choice = search.search(two, [study], out, fit=fits)["linear"]["pets"]
+    assert (choice.options, choice.value, choice.seeds) == ({"lr": 0.2}, 0.6, [0, 1])
+    seen = [record.read(out / "search" / "records" / f"{run}.json", TINY).job for run in choice.runs]
+    assert [(job.seed, job.settings["lr"]) for job in seen] == [(0, 0.2), (1, 0.2)]
+    assert [trial["value"] for trial in choice.trials] == [0.5, 0.6, None]
+    assert choice.trials[2]["reason"] == "The loss became nan."
+    one = Fits(value)
+    alone = search.search(base, search.studies(base, None, over), out, fit=one)["linear"]["pets"]
+    assert (alone.options, alone.seeds, one.calls) == ({"lr": 0.3}, [0], []), "the same runs serve a search of one seed"
+
+
 def test_grid_keeps_all_trials_and_takes_the_best(base, tmp_path):
     out = tmp_path / "out"
     best, calls = chosen(base, out, lambda options: 0.9 if options["lr"] == 0.01 else 0.5)
@@ -100,9 +125,10 @@ def test_grid_keeps_all_trials_and_takes_the_best(base, tmp_path):
     assert best.options == {"lr": 0.01, "weight_decay": 0.0001}  # of equals that which came first
     told = json.loads((out / "choices.json").read_text())["choices"]["linear"]["pets"]
     assert [trial["value"] for trial in told["trials"]] == [0.5, 0.5, 0.9, 0.9]
-    assert (told["value"], told["split"], told["run"]) == (0.9, "val", told["trials"][2]["run"])
+    assert (told["value"], told["split"], told["runs"]) == (0.9, "val", told["trials"][2]["runs"])
     assert "Mai et al." in told["space"]["source"]
-    kept = record.read(out / "search" / "records" / f"{told['run']}.json", TINY)
+    assert (told["seeds"], len(told["runs"])) == ([0], 1)
+    kept = record.read(out / "search" / "records" / f"{told['runs'][0]}.json", TINY)
     assert kept.job.settings == {**CHOOSING, **best.options}
     assert kept.split == "val"
     assert chosen(base, out, lambda options: 1 / 0) == (best, [])  # nothing is run twice
@@ -242,7 +268,7 @@ def test_every_protocol_can_be_searched(name, tmp_path):
     options = partial(protocol.options, choosing=True)
     found = make_grid({task: data[task]}, suite=suite, protocol=name, methods={"hst": {}}, seeds=(0,), options=options)
     [study] = search.studies(found, None)
-    assert (study.planned, study.job.seed) == (27, 0)
+    assert (study.planned, [job.seed for job in study.jobs]) == (27, [0])
 
 
 def test_what_is_given_is_not_searched(base, tmp_path):
@@ -280,7 +306,8 @@ def test_a_tuned_run_says_where_its_settings_come_from(base, choices, tmp_path):
     assert job.settings["lr"] == 0.01
     assert job.chosen["options"] == {"lr": 0.01, "weight_decay": 0.0001}
     assert (job.chosen["split"], job.chosen["value"], job.chosen["trials"]) == ("val", 0.01, 4)
-    assert (tmp_path / "out" / "search" / "records" / f"{job.chosen['run']}.json").is_file()
+    [run] = job.chosen["runs"]
+    assert (tmp_path / "out" / "search" / "records" / f"{run}.json").is_file()
     assert job.chosen["file"] == str(tmp_path / "out" / "choices.json")
     grid.run(made, tmp_path / "out", fit=Fits(lambda options: 0.5))
     assert record.read(tmp_path / "out" / "records" / f"{job.key}.json").job == job
@@ -372,7 +399,7 @@ def test_search_then_run(ground, tmp_path, capsys):
     for r in records:
         assert (r.split, r.job.settings["train_split"]) == ("test", "train+val")
         assert {name: r.resolved["protocol"][name] for name in told["options"]} == told["options"]
-        assert r.job.chosen["run"] == told["run"]
+        assert r.job.chosen["runs"] == told["runs"]
     capsys.readouterr()
     assert call("bench", "show", out) == 0
     assert "linear tuned" in capsys.readouterr().out

@@ -49,6 +49,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
         )
         if name == "search":
             part.add_argument("--trials", type=int, help="of each method and task; default: its whole grid")
+            part.add_argument("--seeds", type=int, default=1, help="of each trial, whose mean decides (default: 1)")
             part.add_argument(
                 "--over",
                 nargs="+",
@@ -174,7 +175,8 @@ def _search(given: argparse.Namespace, made: Grid, workers: Workers) -> None:
         for split in ("train", "val"):
             found.split(split)
     _begin(made, out / search.FOLDER)
-    _say(f"search    {sum(study.planned for study in studies)} trials, {len(studies)} methods x tasks")
+    trials, seeds = sum(study.planned for study in studies), f" of {given.seeds} seeds" if given.seeds > 1 else ""
+    _say(f"search    {trials} trials{seeds}, {len(studies)} methods x tasks")
     chosen = search.search(made, studies, out, workers=workers, say=_say)
     for label, tasks in chosen.items():
         for task, choice in tasks.items():
@@ -220,7 +222,7 @@ def _grid(given: argparse.Namespace) -> Grid:
     choices = None if choosing or not given.choices else search.Choices.read(given.choices)
     if choices:
         choices.check(suite.name, methods, list(fitted))
-    seeds = 1 if choosing else protocol.seeds if given.seeds is None else given.seeds
+    seeds = protocol.seeds if given.seeds is None else given.seeds
     return Grid(
         suite=suite,
         data=data,

@@ -308,7 +308,8 @@ def _choice(told: Mapping[str, Any] | None) -> str:
     if not told:
         return "–"
     options = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in told["options"].items())
-    return f"{name(options)}<br><small>{per_cent(told['value'], 1)}, best of {told['trials']}</small>"
+    seeds = f", {len(told['seeds'])} seeds each" if len(told["seeds"]) > 1 else ""
+    return f"{name(options)}<br><small>{per_cent(told['value'], 1)}, best of {told['trials']}{seeds}</small>"
 
 
 def _circumstances(table: Table) -> str:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from .. import files
@@ -23,7 +24,7 @@ from .grid import Fit, Grid, Say, Workers
 from .locks import alone, is_held
 from .record import Job
 
-FORMAT = "vitgraft bench choices 1"
+FORMAT = "vitgraft bench choices 2"
 FOLDER, FILE = "search", "choices.json"  # in the benchmark's folder
 OTHERS = "others"  # the space of a method that has none of its own
 GIVEN = "given"  # the space of values that came with the request
@@ -133,12 +134,12 @@ def _words(options: Options) -> str:
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting that was tried. value: 0..1 on the validation split, None where the run failed, with the reason.
-    run: its record, OUT/search/records/RUN.json."""
+    """One setting that was tried. value: 0..1 on the validation split, the mean over seeds; None where a run failed,
+    with the reason. runs: its records, OUT/search/records/RUN.json, one a seed."""
 
     options: Options
     value: float | None
-    run: str
+    runs: list[str]
     reason: str = ""
 
 
@@ -146,15 +147,16 @@ class Trial:
 class Choice:
     """The best trial of a method on a task.
 
-    options: what was chosen; value: of the metric on `split`; run: the trial's record. others: what all trials had in
-    common. fingerprint, data: of the weights and the data set (`Job`). sampler: in words. space: searched in.
+    options: what was chosen; value: of the metric on `split`, the mean over seeds; runs: the trial's records, one for
+    each of the seeds. common: what all trials had in common. fingerprint, data: of the weights and the data set
+    (`Job`). sampler: in words. space: searched in.
     """
 
     options: Options
     value: float
     split: str
-    run: str
-    seed: int
+    runs: list[str]
+    seeds: list[int]
     common: dict[str, Any]
     fingerprint: str
     data: str
@@ -169,7 +171,8 @@ class Choice:
             "split": self.split,
             "value": self.value,
             "trials": len(self.trials),
-            "run": self.run,
+            "runs": self.runs,
+            "seeds": self.seeds,
             "file": str(file),
         }
 
@@ -177,12 +180,13 @@ class Choice:
 class Study:
     """The search for one method on one task.
 
-    job: the fit without what is searched. trials: at most so many; None: the whole grid. Raises RequestError where a
-    continuous space has no number of trials, or Optuna is needed and not there.
+    jobs: the fit without what is searched, once for each seed. trials: at most so many; None: the whole grid. Raises
+    RequestError where a continuous space has no number of trials, or Optuna is needed and not there.
     """
 
-    def __init__(self, job: Job, space: Space, trials: int | None) -> None:
-        self.job, self.space = job, space
+    def __init__(self, jobs: Sequence[Job], space: Space, trials: int | None) -> None:
+        self.jobs, self.space = list(jobs), space
+        self.job = job = self.jobs[0]  # what it says of itself, all say
         whole = trials is None or trials >= space.size
         if whole and space.size == math.inf:
             raise RequestError(
@@ -203,12 +207,15 @@ class Study:
 
     @property
     def pending(self) -> list[Job]:
-        """The trials to do next; none once it is finished."""
-        return [] if self.finished else [self.job.varied(_words(options), options) for options in self._options]
+        """The runs to do next; none once it is finished."""
+        return [] if self.finished else [run for options in self._options for run in self._runs(options)]
+
+    def _runs(self, options: Options) -> list[Job]:
+        return [job.varied(_words(options), options) for job in self.jobs]
 
     def take(self, out: Path) -> bool:
         """Takes over what came of the pending trials in the folder `out`; whether all had come."""
-        found = [_trial(job, options, out) for job, options in zip(self.pending, self._options, strict=True)]
+        found = [] if self.finished else [_trial(self._runs(options), options, out) for options in self._options]
         came = [trial for trial in found if trial is not None]
         if len(came) < len(found):
             return False  # another process is at one
@@ -234,8 +241,8 @@ class Study:
             options=best.options,
             value=float(best.value or 0.0),
             split=self.job.settings["eval_split"],
-            run=best.run,
-            seed=self.job.seed,
+            runs=best.runs,
+            seeds=[job.seed for job in self.jobs],
             common={**self.job.settings, **self.job.arguments},
             fingerprint=self.job.fingerprint,
             data=self.job.digest,
@@ -249,24 +256,34 @@ def _continuous(space: Space) -> str:
     return ", ".join(name for name, values in space.options.items() if not isinstance(values, list))
 
 
-def _trial(job: Job, options: Options, out: Path) -> Trial | None:
-    """What came of a trial; None where nothing has yet."""
-    if grid.is_done(job, out):
-        return Trial(options, record.read(out / "records" / f"{job.key}.json").value, job.key)
-    failure = None if is_held(out / "locks" / job.key) else grid.failure_of(out, job.key)
-    return Trial(options, None, job.key, str(failure["reason"])) if failure else None
+def _trial(runs: Sequence[Job], options: Options, out: Path) -> Trial | None:
+    """What came of a trial; None where something has not yet."""
+    values, reasons = [], []
+    for job in runs:
+        if grid.is_done(job, out):
+            values.append(record.read(out / "records" / f"{job.key}.json").value)
+        elif not is_held(out / "locks" / job.key) and (failure := grid.failure_of(out, job.key)):
+            reasons.append(str(failure["reason"]))
+        else:
+            return None
+    keys = [job.key for job in runs]
+    return Trial(options, None, keys, reasons[0]) if reasons else Trial(options, fmean(values), keys)
 
 
 def studies(base: Grid, trials: int | None, over: Space | None = None) -> list[Study]:
-    """The searches for each method on each task of a grid of one seed, whose options are those for choosing.
+    """The searches for each method on each task of a grid whose options are those for choosing.
 
     over: the space of all methods, in the place of each one's own. What a method's own options give is not searched.
     RequestError where nothing is left to choose, and where a run would see another split than train and val.
     """
     if trials is not None and trials < 1:
         raise RequestError(f"trials is {trials}, but must be 1 or more: give another value.")
-    found = []
+    of_seeds: dict[tuple[str, str], list[Job]] = {}
     for job in base.jobs:
+        of_seeds.setdefault((job.label, job.task), []).append(job)
+    found = []
+    for jobs in of_seeds.values():
+        job = jobs[0]
         splits = job.settings.get("train_split"), job.settings.get("eval_split")
         if splits != ("train", "val"):
             raise RequestError(
@@ -280,7 +297,7 @@ def studies(base: Grid, trials: int | None, over: Space | None = None) -> list[S
                 f"The search for {job.label!r} has nothing to choose: {', '.join(own.options)} are given; leave one "
                 "out."
             )
-        found.append(Study(job, space, trials))
+        found.append(Study(jobs, space, trials))
     return found
 
 
