@@ -23,7 +23,7 @@ from vitgraft.catalogue import shape_of
 from vitgraft.features import Activations
 from vitgraft.settings import Settings
 from vitgraft.step import Step
-from vitgraft.training import fabric
+from vitgraft.training import fabric, optimiser
 from vitgraft.weights import Loaded
 
 CLASSES = 10
@@ -107,11 +107,11 @@ def training_step(
     images, labels = random_images(batch_size, size), torch.randint(0, CLASSES, (batch_size,)).to(DEVICE)
     trained = contender(name, model, size, **changes).to(DEVICE)
     left = activations(name, trained, images, precision)
-    optimizer = torch.optim.AdamW((p for p in trained.parameters() if p.requires_grad), lr=1e-4, fused=True)
     if isinstance(trained, Model):
-        launched = fabric(Settings(precision=precision))
-        of_a_fit = Step(*launched.setup(trained, optimizer), launched, alike=True)
+        settings = Settings(precision=precision)
+        of_a_fit = Step(trained, optimiser(trained.trained(), settings), fabric(settings))
         return lambda: of_a_fit(images, labels, left)
+    optimizer = torch.optim.AdamW((p for p in trained.parameters() if p.requires_grad), lr=1e-4, fused=True)
     loss = training_loss(trained, images, labels, precision)
 
     def step() -> None:

@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from .features import Activations
+from .model import Model
 
 WARM = 3  # steps that are launched one kernel at a time, in which libraries set up what no graph may hold
 
@@ -22,15 +23,18 @@ WARM = 3  # steps that are launched one kernel at a time, in which libraries set
 class Step:
     """Takes the steps of one fit.
 
-    model, optimizer: as Fabric set them up. alike: whether all batches have the same shapes and nothing in a step looks
-    at a number, as a graph demands; without it, on a CPU, and with several devices, each step is launched kernel by
-    kernel.
+    model, optimizer: Fabric sets them up here, which gives the model's tensors their device and precision. A graph
+    demands that all batches have the same shapes and that nothing in a step looks at a number; in the dense tasks, with
+    gradient checkpointing, on a CPU and with several devices each step is launched kernel by kernel.
     """
 
-    def __init__(self, model: Any, optimizer: Any, fabric: Fabric, *, alike: bool) -> None:
-        self._model, self._optimizer, self._fabric = model, optimizer, fabric
-        self._waits = WARM if alike and fabric.device.type == "cuda" and fabric.world_size == 1 else None
-        self._stream = None if self._waits is None else torch.cuda.Stream(fabric.device)
+    def __init__(self, model: Model, optimizer: torch.optim.Optimizer, fabric: Fabric) -> None:
+        self._fabric = fabric
+        self._model, self._optimizer = fabric.setup(model, optimizer)
+        alike = not model.head.levels and not model.method.contacts.gradient_checkpointing
+        on_one_gpu = fabric.device.type == "cuda" and fabric.world_size == 1
+        self._stream = torch.cuda.Stream(fabric.device) if alike and on_one_gpu else None
+        self._taken = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._given: list[Tensor] = []
         self._loss = torch.empty(0)
@@ -43,7 +47,7 @@ class Step:
         sizes: list[tuple[int, int]] | None = None,
     ) -> Tensor:
         """The loss of one batch, before the step that it leads to; see `Model.forward`."""
-        if self._waits == 0:
+        if self._stream is not None and self._taken == WARM:
             self._capture(images, targets, activations)
         if self._graph is not None:
             for kept, new in zip(self._given, _tensors(images, targets, activations), strict=True):
@@ -55,13 +59,12 @@ class Step:
         self._optimizer.step()
         if self._graph is None:
             self._optimizer.zero_grad()  # a graph writes gradients, always the same tensors; it adds to none
+        self._taken += 1
         return loss
 
     def _launched(self, *given: Any) -> Tensor:
         if self._stream is None:
             return self._backward(*given)
-        assert self._waits is not None
-        self._waits -= 1
         now = torch.cuda.current_stream(self._fabric.device)
         self._stream.wait_stream(now)
         with torch.cuda.stream(self._stream):  # what a library sets up, it sets up for a stream
@@ -83,12 +86,12 @@ class Step:
             with torch.cuda.graph(graph, stream=self._stream):
                 self._loss = self._backward(images, targets, activations, None)
         except RuntimeError as error:  # a layer that somebody registered may look at a number
-            self._waits = self._stream = None
+            self._stream = None
             self._optimizer.zero_grad()
             why = str(error).partition("\n")[0].rstrip(".")
             warnings.warn(f"The steps of this fit are no CUDA graph ({why}): they take longer.", stacklevel=3)
             return
-        self._waits, self._graph, self._given = None, graph, _tensors(images, targets, activations)
+        self._graph, self._given = graph, _tensors(images, targets, activations)
 
 
 def _tensors(images: Tensor, targets: Tensor, activations: Activations | None) -> list[Tensor]:

@@ -152,7 +152,7 @@ def train(
     """
     trained = model.trained()
     optimizer = optimiser(trained, settings)
-    wrapped, fabric_optimizer = fabric.setup(model, optimizer)
+    step = Step(model, optimizer, fabric)
     progress = checkpoint.restore(model, optimizer)  # in the run's precision, which the set-up gave to the tensors
     dtype = next(model.head.parameters()).dtype
     world, rank = fabric.world_size, fabric.global_rank
@@ -168,8 +168,6 @@ def train(
             checkpoint.save(model, optimizer, progress)
     store = activation_store(model, pictures, preprocess, settings, fabric)
     share, first = settings.batch_size // world, progress.epoch
-    alike = not model.head.levels and not settings.gradient_checkpointing
-    step = Step(wrapped, fabric_optimizer, fabric, alike=alike)
 
     def images_of(batch: Batch) -> Tensor:
         return preprocess.normalise(batch.to(fabric.device).pixels).to(dtype)

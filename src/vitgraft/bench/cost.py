@@ -182,15 +182,14 @@ class Estimate:
         launched.launch()
         on_cpu = launched.device.type == "cpu"
         n = min(settings.batch_size, TIMED) if on_cpu else settings.batch_size
-        made, images, targets = self._model(job, n)
-        model, optimizer = launched.setup(made, optimiser(made.trained(), settings))
-        step = Step(model, optimizer, launched, alike=True)
+        model, images, targets = self._model(job, n)
+        step = Step(model, optimiser(model.trained(), settings), launched)
         images, targets = images.to(launched.device), targets.to(launched.device)
-        made.train()
+        model.train()
         for _ in range(2 if on_cpu else WARM + 2):
             begun = time.perf_counter()
             with launched.autocast():
-                activations = None if made.method.crosses_backbone else made.read(images)
+                activations = None if model.method.crosses_backbone else model.read(images)
             step(images, targets, activations)
             if not on_cpu:
                 torch.cuda.synchronize()

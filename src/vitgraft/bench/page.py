@@ -114,7 +114,7 @@ def _how(table: Table) -> str:
 
 
 def _table(table: Table) -> str:
-    """One line a method: parameters, both averages, every task, what a run costs."""
+    """One line a method: parameters, the averages, every task, what a run costs."""
     tasks = table.tasks
     means = averages(table.suite)
     columns: list[tuple[str, Callable[[Row], Spread | None]]] = [
@@ -211,7 +211,7 @@ def _tests(pairs: Sequence[Paired]) -> str:
 
 
 def _section_of_published(beside: Beside) -> str:
-    """Both averages of ours and of theirs below each other, with what in theirs is not alike; then task by task."""
+    """The averages of ours and of theirs below each other, with what in theirs is not alike; then task by task."""
     part, rows = beside.table.suite, beside.table.rows
     alone = [row.label for row in rows if not beside.of_row[row.label]]
     told = [f"Not published in these tables: {', '.join(alone)}."] if alone else []
@@ -225,11 +225,8 @@ def _section_of_published(beside: Beside) -> str:
     blocks = []
     for row in rows:
         if found := beside.of_row[row.label]:
-            cells = [
-                f"{row.parameters / 1e6:.3f}",
-                *(_cell(of(row), None, 2) for of in averages(part).values()),
-            ]
-            ours = _numbers(row.label, cells)
+            means = (_cell(of(row), None, 2) for of in averages(part).values())
+            ours = _numbers(row.label, [f"{row.parameters / 1e6:.3f}", *means])
             blocks.append(
                 [f'<tr class="ours">{ours}<td>ours</td></tr>', *(_averages(theirs, part) for theirs in found)]
             )

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import RequestError, near_misses
 from ..files import read_json
 from . import record
+from .grouped import grouped
 from .paired import bootstrap, signed_rank
 from .record import Record
 
@@ -151,21 +152,13 @@ def gap_lines(gaps: Iterable[Gap]) -> list[str]:
     """The same in words: each that failed, with its reason, and what was not done, rows that lack the same together."""
     gaps = list(gaps)
     failed = [f"failed: {gap.label}, {gap.task}, seed {gap.seed}: {gap.reason}" for gap in gaps if gap.reason]
-    seeds = _grouped(((gap.label, gap.task), gap.seed) for gap in gaps if not gap.reason)
-    tasks = _grouped(((label, numbers), task) for (label, task), numbers in seeds.items())
-    labels = _grouped(((names, numbers), label) for (label, numbers), names in tasks.items())
+    seeds = grouped(((gap.label, gap.task), gap.seed) for gap in gaps if not gap.reason)
+    tasks = grouped(((label, numbers), task) for (label, task), numbers in seeds.items())
+    labels = grouped(((names, numbers), label) for (label, numbers), names in tasks.items())
     return failed + [
         f"not run: {'; '.join(rows)}, {', '.join(names)}, seed{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
         for (names, numbers), rows in labels.items()
     ]
-
-
-def _grouped(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, tuple[Any, ...]]:
-    """{first: every second that came with it}."""
-    found: dict[Any, list[Any]] = {}
-    for key, value in pairs:
-        found.setdefault(key, []).append(value)
-    return {key: tuple(values) for key, values in found.items()}
 
 
 def gaps(table: Table, out: str | Path) -> list[Gap]:
@@ -253,12 +246,12 @@ def _row(label: str, suite: Suite, records: Sequence[Record]) -> Row:
 def _notes(rows: Sequence[Row]) -> list[str]:
     records = [r for row in rows for r in row.records]
     notes = [f"flatters: {flag}" for flag in dict.fromkeys(flag for r in records for flag in r.job.flags)]
-    for missing, labels in _grouped((tuple(row.missing), row.label) for row in rows if row.missing).items():
+    for missing, labels in grouped((tuple(row.missing), row.label) for row in rows if row.missing).items():
         lacks, has = ("lacks", "it has") if len(labels) == 1 else ("lack", "they have")
         notes.append(f"{', '.join(labels)} {lacks} {', '.join(missing)}, so {has} no average")
     counts = {row.label: [len(spread.values) for spread in row.tasks.values()] for row in rows}
     uneven = (((min(n), max(n)), label) for label, n in counts.items() if min(n) < max(n))
-    for (fewest, most), labels in _grouped(uneven).items():
+    for (fewest, most), labels in grouped(uneven).items():
         has, its = ("has", "its") if len(labels) == 1 else ("have", "their")
         notes.append(f"{', '.join(labels)} {has} {fewest} to {most} seeds; {its} averages are over whole seeds only")
     for name in BUDGET:

@@ -21,6 +21,7 @@ from .. import files
 from ..errors import RequestError, near_misses
 from . import grid, record, shipped
 from .grid import Fit, Grid, Say, Workers
+from .grouped import grouped
 from .locks import alone, is_held
 from .record import Job
 
@@ -201,21 +202,24 @@ class Study:
         self.sampler = f"grid of {space.size}" if whole else f"Optuna's TPE, seed {SEED}, {trials} trials"
         self.planned = int(space.size) if whole or trials is None else trials
         self._source = all_points(space) if whole or trials is None else tpe(space, trials)
-        self._options = next(self._source)
+        self._options = next(self._source)  # to try next
         self.trials: list[Trial] = []
-        self.finished = False
+
+    @property
+    def finished(self) -> bool:
+        return not self._options
 
     @property
     def pending(self) -> list[Job]:
         """The runs to do next; none once it is finished."""
-        return [] if self.finished else [run for options in self._options for run in self._runs(options)]
+        return [run for options in self._options for run in self._runs(options)]
 
     def _runs(self, options: Options) -> list[Job]:
         return [job.varied(_words(options), options) for job in self.jobs]
 
     def take(self, out: Path) -> bool:
         """Takes over what came of the pending trials in the folder `out`; whether all had come."""
-        found = [] if self.finished else [_trial(self._runs(options), options, out) for options in self._options]
+        found = [_trial(self._runs(options), options, out) for options in self._options]
         came = [trial for trial in found if trial is not None]
         if len(came) < len(found):
             return False  # another process is at one
@@ -224,7 +228,7 @@ class Study:
             # A run that failed, its loss not finite for example, is as bad as can be.
             self._options = self._source.send([trial.value or 0.0 for trial in came])
         except StopIteration:
-            self.finished = True
+            self._options = []
         return True
 
     def choice(self) -> Choice | None:
@@ -278,11 +282,8 @@ def studies(base: Grid, trials: int | None, over: Space | None = None) -> list[S
     """
     if trials is not None and trials < 1:
         raise RequestError(f"trials is {trials}, but must be 1 or more: give another value.")
-    of_seeds: dict[tuple[str, str], list[Job]] = {}
-    for job in base.jobs:
-        of_seeds.setdefault((job.label, job.task), []).append(job)
     found = []
-    for jobs in of_seeds.values():
+    for jobs in grouped(((job.label, job.task), job) for job in base.jobs).values():
         job = jobs[0]
         splits = job.settings.get("train_split"), job.settings.get("eval_split")
         if splits != ("train", "val"):

@@ -41,13 +41,13 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device; the indices stay."""
-        return replace(self, pixels=_to(self.pixels, device), targets=_to(self.targets, device))
+        return replace(self, pixels=moved(self.pixels, device), targets=_to(self.targets, device))
 
 
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return moved(value, device)
-    return [{name: moved(tensor, device) for name, tensor in each.items()} for each in value]
+def _to(targets: Any, device: torch.device) -> Any:
+    if isinstance(targets, Tensor):
+        return moved(targets, device)
+    return [{name: moved(tensor, device) for name, tensor in each.items()} for each in targets]
 
 
 def moved(t: Tensor, device: torch.device) -> Tensor:
