@@ -9,10 +9,11 @@ from importlib import resources
 from pathlib import Path
 from statistics import fmean
 
-from ..charts import Dots, Point, dots, scatter, standalone
+from ..charts import Dots, dots, standalone
 from ..errors import RequestError
 from ..files import make_folder, write_bytes
 from ..page import duration, percent, size
+from ..scatter import Point, scatter
 from .paired import bootstrap
 from .reading import COSTS, Paired, Spread, Table, compare, pareto
 
