@@ -1,4 +1,4 @@
-"""Tiny random Vision Transformers, one of each kind that pre-training leaves behind."""
+"""Tiny random Vision Transformers, one of each kind that pre-training leaves behind; and commands that must fail."""
 
 import os
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from helpers_cli import call, contents, fit_words
 
 from vitgraft.backbone import Backbone
 from vitgraft.weights import Loaded
@@ -79,3 +80,42 @@ def grid(request):
 @pytest.fixture
 def images(backbone, grid):
     return random_images(backbone, grid)
+
+
+@pytest.fixture
+def no_network(tmp_path_factory, monkeypatch):
+    """An empty cache, and no model hub."""
+    import huggingface_hub
+
+    monkeypatch.setenv("VITGRAFT_CACHE", str(tmp_path_factory.getbasetemp() / "empty"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Runs a command that must fail, and gives what it says: one line, while no file changes."""
+
+    def run(*words, code=2, lines=1):
+        before = contents(tmp_path)
+        capsys.readouterr()
+        assert call(*words) == code
+        out, err = capsys.readouterr()
+        said = err[err.index("vitgraft: ") :]  # a progress bar may stand before it
+        assert out == ""
+        assert said.count("\n") == lines
+        assert "Traceback" not in said
+        assert contents(tmp_path) == before
+        return said
+
+    return run
+
+
+@pytest.fixture
+def refused_fit(ground, tmp_path, refused):
+    """The same for a fit."""
+
+    def run(*more, data=None, code=2, lines=1):
+        return refused(*fit_words(ground, tmp_path / "run", *more, data=data), code=code, lines=lines)
+
+    return run

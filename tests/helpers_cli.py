@@ -179,3 +179,14 @@ def wait_for(there: Callable[[], bool], seconds: float = 120) -> None:
     while not there():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.005)
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    """Every file and folder in a folder, a file with its bytes."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def has(said: str, *parts: Any) -> None:
+    """All parts are in what was said."""
+    missing = [part for part in parts if str(part) not in said]
+    assert not missing, f"{missing} not in {said!r}"
