@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from vitgraft import Backbone, Model, build
-from vitgraft import method as methods
-from vitgraft.catalogue import shape_of
+from vitgraft import Backbone, Model, build, methods
+from vitgraft.backbones.weights import Loaded
+from vitgraft.common.settings import Settings
+from vitgraft.engine.devices import fabric
+from vitgraft.engine.step import Step
 from vitgraft.features import Activations
-from vitgraft.settings import Settings
-from vitgraft.step import Step
-from vitgraft.training import fabric, optimiser
-from vitgraft.weights import Loaded
+from vitgraft.pages.catalogue import shape_of
+from vitgraft.training.loop import optimiser
 
 CLASSES = 10
 # What stands for itself, apart from the names of methods.
@@ -61,7 +61,7 @@ def random_backbone(model: str, size: int | None = None, **changes: Any) -> Back
         torch.manual_seed(0)
         vit: Any = timm.create_model(model, num_classes=0, dynamic_img_size=True, **sized, **changes).eval()
     half, own = (0.5, 0.5, 0.5), vit.patch_embed.img_size
-    return Backbone(Loaded(vit, model, "random", model, half, half, "bicubic", own))
+    return Backbone.of(Loaded(vit, model, "random", model, half, half, "bicubic", own))
 
 
 def ours(name: str, backbone: Backbone, seed: int = 0) -> Model:

@@ -31,9 +31,9 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from vitgraft import data, fit
-from vitgraft.catalogue import attached, shape_of
+from vitgraft.common.settings import PRECISIONS
 from vitgraft.data import Pictures
-from vitgraft.settings import PRECISIONS
+from vitgraft.pages.catalogue import attached, shape_of
 
 from . import contenders, measure
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vitgraft import Backbone, Model
-from vitgraft.merge import merge
+from vitgraft.adapters.merge import merge
 
 from . import contenders, measure
 

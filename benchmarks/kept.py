@@ -19,8 +19,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vitgraft import Model, cost
-from vitgraft.catalogue import shape_of
+from vitgraft import Model
+from vitgraft.engine import cost
+from vitgraft.pages.catalogue import shape_of
 
 from . import contenders, measure
 

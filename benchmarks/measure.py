@@ -14,8 +14,8 @@ import timm
 import torch
 
 from vitgraft.bench.provenance import commit, machine, versions
-from vitgraft.errors import VitgraftError, near_misses
-from vitgraft.files import write_json
+from vitgraft.common.errors import VitgraftError, near_misses
+from vitgraft.common.files import write_json
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from vitgraft import build, cost
+from vitgraft import build
+from vitgraft.engine import cost
 
 from . import contenders, measure
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from vitgraft.errors import RequestError
+from vitgraft.common.errors import RequestError
 
 from . import contenders, measure
 from .fit_time import Fit, fitted

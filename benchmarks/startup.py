@@ -15,8 +15,8 @@ from . import measure
 STARTS = {
     "interpreter": ["-c", "pass"],
     "import vitgraft": ["-c", "import vitgraft"],
-    "vitgraft --help": ["-m", "vitgraft.cli", "--help"],
-    "vitgraft fit --help": ["-m", "vitgraft.cli", "fit", "--help"],
+    "vitgraft --help": ["-m", "vitgraft.commands.cli", "--help"],
+    "vitgraft fit --help": ["-m", "vitgraft.commands.cli", "fit", "--help"],
     "import vitgraft; vitgraft.fit": ["-c", "import vitgraft; vitgraft.fit"],
     "import peft": ["-c", "import peft"],
 }

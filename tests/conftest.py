@@ -8,8 +8,8 @@ import timm
 import torch
 from helpers_cli import call, contents, fit_words
 
-from vitgraft.backbone import Backbone
-from vitgraft.weights import Loaded
+from vitgraft.backbones import Backbone
+from vitgraft.backbones.weights import Loaded
 
 # The order of a sum, so its last bits, depends on the number of threads; some tests compare two processes to the bit.
 torch.set_num_threads(1)
@@ -47,7 +47,7 @@ def random_vit(family="cls", seed=0, **more):
 def random_backbone(family="cls", seed=0, **more):
     vit = random_vit(family, seed, **more)
     mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
-    return Backbone(Loaded(vit, f"tiny {family}", "random", "vit", mean, std, "bicubic", vit.patch_embed.img_size))
+    return Backbone.of(Loaded(vit, f"tiny {family}", "random", "vit", mean, std, "bicubic", vit.patch_embed.img_size))
 
 
 def random_images(backbone, grid=(4, 4), batch=3, seed=1):

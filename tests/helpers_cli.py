@@ -21,7 +21,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vitgraft import adapter, cli, weights
+from vitgraft.adapters import file as adapter
+from vitgraft.backbones import weights
+from vitgraft.commands import cli
 
 EDGE = 32
 VIT = {"img_size": EDGE, "patch_size": 8, "depth": 4, "embed_dim": 48, "num_heads": 4}
@@ -127,7 +129,7 @@ def environment() -> dict[str, str]:
 # Other processes, forked from a server that has imported torch already: seconds less for each.
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["vitgraft.fitting", "vitgraft.catalogue"])
+_context.set_forkserver_preload(["vitgraft.training.fitting", "vitgraft.pages.catalogue"])
 
 
 class Other(NamedTuple):

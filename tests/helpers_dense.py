@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitgraft.data.batch import Problem
 from vitgraft.data.preprocess import Preprocess
 from vitgraft.data.recognise import survey
+from vitgraft.data.truth import Problem
 
 CANVAS = Preprocess(size=(64, 96), mean=(0.5, 0.25, 0.75), std=(0.5, 0.5, 0.5))
 

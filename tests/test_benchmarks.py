@@ -14,10 +14,11 @@ import pytest
 import torch
 from conftest import random_backbone, random_images
 
-from vitgraft import Backbone, build, cost
+from vitgraft import Backbone, build
+from vitgraft.common.errors import RequestError
 from vitgraft.data import Pictures
 from vitgraft.data.pictures import open_picture
-from vitgraft.errors import RequestError
+from vitgraft.engine import cost
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks is no part of the package

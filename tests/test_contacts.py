@@ -9,9 +9,9 @@ from conftest import random_backbone, random_images
 from timm.layers import GluMlp
 from torch import nn
 
-from vitgraft.backbone import drop_path
-from vitgraft.contacts import Change
-from vitgraft.errors import RequestError
+from vitgraft.backbones.base import drop_path
+from vitgraft.common.errors import RequestError
+from vitgraft.kernels.linear import Change
 from vitgraft.method import Method
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,15 +12,20 @@ import torch
 from conftest import random_backbone
 from torch import nn
 
-from vitgraft import cli, figure, places, shapes
-from vitgraft import method as methods
-from vitgraft.catalogue import VIT_B16, attached, shape_of
-from vitgraft.contacts import Change
+from vitgraft import methods
+from vitgraft.commands import cli
+from vitgraft.kernels.linear import Change
 from vitgraft.method import Method
+from vitgraft.pages.catalogue import VIT_B16, attached, shape_of
 
-PAGES = Path(__file__).parents[1] / "docs" / "methods"
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # the figures are no part of the package
+
+from docs.figures import figure, places, shapes  # noqa: E402
+
+PAGES = ROOT / "docs" / "methods"
 SIZES = {"ViT-Ti/16": "tiny", "ViT-S/16": "small", "ViT-B/16": "base", "ViT-L/16": "large"}
-AGAIN = "draw it again: python -m vitgraft.figure docs/methods"
+AGAIN = "draw it again: python -m docs.figures.figure docs/methods"
 
 
 def absent(name):

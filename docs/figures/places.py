@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from .backbone import Backbone
-from .method import Method
+from vitgraft.backbones import Backbone
+from vitgraft.method import Method
 
 # The boxes of a sub-layer, by the timm name of what they hold; the longest that a name begins with has it.
 ATTENTION = {"norm1": "norm1", "attn.qkv": "qkv", "attn": "attention", "attn.proj": "proj", "ls1": "LayerScale"}

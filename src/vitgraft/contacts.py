@@ -20,34 +20,24 @@ Names are timm's, by path: `blocks.3.attn.qkv` (linear), `blocks.3.norm1.weight`
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import RequestError, near_misses
-
-if TYPE_CHECKING:
-    from .backbone import Backbone
+from .common.errors import RequestError, near_misses
+from .kernels.linear import Change
 
 SUBLAYERS = ("attn", "mlp")
 
 
-class Change(nn.Module):
-    """Other values in the place of one layer's own: `(W, b)` becomes `merged(W, b)`.
+class Places(Protocol):
+    """What contacts ask of a backbone: where it can be touched."""
 
-    A subclass gives `merged`, which is the method's definition and what a merge writes. On linear layers it may
-    override `forward`, where the same product is cheaper without forming the merged weight.
-    """
+    name: str
+    depth: int
+    affine: dict[str, nn.Module]
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """weight [out, in] of a linear layer, [out] of a LayerNorm, [out, 3, p, p] of the patch embedding; bias [out]
-        or None -> the same shapes."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Of a linear layer: x [B, P+N, in] -> [B, P+N, out]."""
-        return F.linear(x, *self.merged(weight, bias))
+    def tensor(self, name: str) -> Tensor: ...
 
 
 class Tree(nn.Module):
@@ -107,7 +97,7 @@ class Contacts(nn.Module):
         """Whether something that trains lies inside the backbone, so that gradients cross it."""
         return any(kind != "tap" for kind in self.kinds)
 
-    def train_tensor(self, backbone: Backbone, name: str) -> None:
+    def train_tensor(self, backbone: Places, name: str) -> None:
         """Trains a copy of the backbone's tensor `name`, starting from its value."""
         parameter = nn.Parameter(backbone.tensor(name).detach().clone())
         self.trained.put(name, parameter)
@@ -129,7 +119,7 @@ class Contacts(nn.Module):
                 found[bias] = merged
         return found
 
-    def change(self, backbone: Backbone, path: str, change: Change) -> None:
+    def change(self, backbone: Places, path: str, change: Change) -> None:
         """Puts `change` in the place of the linear layer, LayerNorm or patch embedding at `path`."""
         if path not in backbone.affine:
             known = ", ".join(sorted({re.sub(r"^blocks\.\d+", "blocks.N", p) for p in backbone.affine}))
@@ -148,7 +138,7 @@ class Contacts(nn.Module):
         for folder, rest in [*_splits(path), (path, "")]:
             self._changed.setdefault(folder, {})[rest] = change
 
-    def add_branch(self, backbone: Backbone, path: str, branch: nn.Module) -> None:
+    def add_branch(self, backbone: Places, path: str, branch: nn.Module) -> None:
         """Adds `branch(inputs, outputs, grid)` to the residual stream beside the sub-layer at `path`.
 
         inputs [B, P+N, D] is what enters the sub-layer (after its norm), outputs [B, P+N, D] what leaves it (before
@@ -157,13 +147,13 @@ class Contacts(nn.Module):
         _check_sublayer(backbone, path)
         _place(self.branches, self.branch_at, path, branch)
 
-    def add_after(self, backbone: Backbone, path: str, module: nn.Module) -> None:
+    def add_after(self, backbone: Places, path: str, module: nn.Module) -> None:
         """Passes the residual stream, once the sub-layer at `path` has been added to it, through `module(x)`:
         [B, P+N, D] -> the same, token by token."""
         _check_sublayer(backbone, path)
         _place(self.afters, self.after_at, path, module)
 
-    def add_tokens(self, backbone: Backbone, block: int, tokens: nn.Parameter, until: int | None = None) -> None:
+    def add_tokens(self, backbone: Places, block: int, tokens: nn.Parameter, until: int | None = None) -> None:
         """Puts `tokens` [1, M, D] in front of the sequence from `block` to the block `until`, or for `block` alone."""
         last = block if until is None else until
         _check_block(backbone, block)
@@ -173,7 +163,7 @@ class Contacts(nn.Module):
                 raise ValueError(f"Block {block} has extra tokens already: one block takes one set.")
         self.tokens[block] = (tokens, last)
 
-    def tap(self, backbone: Backbone, block: int, *, normalised: bool = False) -> None:
+    def tap(self, backbone: Places, block: int, *, normalised: bool = False) -> None:
         """Asks for the output of a block (0 is the first; -1 is what enters it), or that output under a LayerNorm
         without parameters."""
         _check_block(backbone, max(block, 0) if block >= -1 else block)
@@ -193,7 +183,7 @@ def _place(tree: Tree, places: dict, path: str, module: nn.Module) -> None:
     places[path] = module
 
 
-def _check_sublayer(backbone: Backbone, path: str) -> None:
+def _check_sublayer(backbone: Places, path: str) -> None:
     if path not in {f"blocks.{i}.{name}" for i in range(backbone.depth) for name in SUBLAYERS}:
         raise RequestError(
             f"No sub-layer {path!r} in {backbone.name}: they are blocks.0.attn, blocks.0.mlp, ... "
@@ -201,7 +191,7 @@ def _check_sublayer(backbone: Backbone, path: str) -> None:
         )
 
 
-def _check_block(backbone: Backbone, block: int) -> None:
+def _check_block(backbone: Places, block: int) -> None:
     if not 0 <= block < backbone.depth:
         raise RequestError(
             f"No block {block} in {backbone.name}: they are numbered 0 to {backbone.depth - 1}; name one of these."

@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import heads
-from . import method as methods
-from .backbone import Backbone
+from . import heads, methods
+from .backbones import Backbone
 from .features import Activations
 from .heads.pyramid import Pyramid
+from .kernels.recompute import remaking
 from .method import Method
-from .remake import remaking
 
 PIXELS_PER_PATCH = 16  # in pictures of the dense tasks, whatever the backbone's own patch is
 

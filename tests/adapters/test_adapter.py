@@ -15,13 +15,14 @@ from conftest import random_backbone, random_images
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from vitgraft import adapter, cost
-from vitgraft import method as methods
-from vitgraft.backbone import Backbone
-from vitgraft.errors import RequestError
+from vitgraft import methods
+from vitgraft.adapters import file as adapter
+from vitgraft.backbones import Backbone
+from vitgraft.backbones.weights import Loaded
+from vitgraft.common.errors import RequestError
+from vitgraft.common.settings import Settings
+from vitgraft.engine import cost
 from vitgraft.model import build
-from vitgraft.settings import Settings
-from vitgraft.weights import Loaded
 
 
 class Trap:
@@ -394,7 +395,7 @@ def salients(model):
 def vit_b16():
     vit = timm.create_model("vit_base_patch16_224", num_classes=0, dynamic_img_size=True)
     half = (0.5, 0.5, 0.5)
-    return Backbone(
+    return Backbone.of(
         Loaded(vit, "vit_base_patch16_224", "random", "vit_base_patch16_224", half, half, "bicubic", (224, 224))
     )
 

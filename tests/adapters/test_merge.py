@@ -14,15 +14,16 @@ import timm
 import torch
 from conftest import FAMILIES, GRIDS, random_backbone, random_images, random_vit, vit_arguments
 from helpers_cli import CLASSES, call, environment, fit, make_ground
+from helpers_methods import every_variant, header_of, model_of, shaken
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_methods import every_variant, header_of, model_of, shaken
 
 import vitgraft
-from vitgraft import Backbone, adapter, weights
-from vitgraft import method as methods
-from vitgraft.errors import RequestError, WorkError
-from vitgraft.merge import merge, unmerge
+from vitgraft import Backbone, methods
+from vitgraft.adapters import file as adapter
+from vitgraft.adapters.merge import export, merge, unmerge
+from vitgraft.backbones import weights
+from vitgraft.common.errors import RequestError, WorkError
 
 
 def model_for(variant, backbone):
@@ -176,7 +177,7 @@ def test_bfloat16_is_held_to_what_it_can(cls):
 
 
 def test_it_is_there_without_an_import_of_its_own():
-    assert vitgraft.merge.merge is merge
+    assert vitgraft.merge is merge
 
 
 # From the command line, for timm alone
@@ -231,9 +232,9 @@ def exported(tmp_path_factory):
         preprocess = backbone.preprocess(tuple(n * p for n, p in zip(grid, backbone.patch, strict=True)))
         header = {**header_of(model), "preprocess": preprocess.to_dict()}
         adapter.write(folder / f"{name} adapter.safetensors", model.state(), header)
-        lines[name] = vitgraft.merge.export(
-            vitgraft.Run(folder / f"{name} adapter.safetensors"), folder / f"{name}.safetensors"
-        )["python"]
+        lines[name] = export(vitgraft.Run(folder / f"{name} adapter.safetensors"), folder / f"{name}.safetensors")[
+            "python"
+        ]
         images = random_images(backbone, grid)
         save_file({"images": images}, folder / f"{name}.images")
         expected[f"{name} logits"] = answers(model, images)

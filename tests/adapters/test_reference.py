@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from vitgraft import reference
-from vitgraft.errors import RequestError
+from vitgraft.adapters import reference
+from vitgraft.adapters.authors import READERS
+from vitgraft.common.errors import RequestError
 from vitgraft.methods.sct import class_aware_scores
-from vitgraft.readers import READERS
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 FILES = sorted(path.stem for path in GOLDEN.glob("*.safetensors"))
 every_file = pytest.mark.parametrize("name", FILES)
 every_sct = pytest.mark.parametrize("name", [name for name in FILES if name.startswith("sct")])

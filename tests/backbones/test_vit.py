@@ -7,8 +7,9 @@ import timm
 import torch
 from conftest import random_backbone, random_images, random_vit, vit_arguments
 
-from vitgraft import Backbone, weights
-from vitgraft.errors import RequestError
+from vitgraft import Backbone
+from vitgraft.backbones import weights
+from vitgraft.common.errors import RequestError
 
 GRIDS = [(4, 4), (3, 5), (7, 7), (1, 2)]
 

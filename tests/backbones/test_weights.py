@@ -11,8 +11,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from vitgraft import packages, weights
-from vitgraft.errors import RequestError, WorkError
+from vitgraft.backbones import packages, weights
+from vitgraft.common.errors import RequestError, WorkError
 
 TINY = {"img_size": 64, "depth": 2, "embed_dim": 48, "num_heads": 4}
 

@@ -28,10 +28,9 @@ from helpers_bench import (
     task_of,
 )
 
-from vitgraft.bench import grid as grids
-from vitgraft.bench import locks, protocols, record
+from vitgraft.bench import locks, protocols, record, work
 from vitgraft.bench.grid import plan, run
-from vitgraft.errors import RequestError, WorkError
+from vitgraft.common.errors import RequestError, WorkError
 
 spawn = multiprocessing.get_context("spawn")
 
@@ -39,7 +38,7 @@ spawn = multiprocessing.get_context("spawn")
 @pytest.fixture(autouse=True)
 def no_backbone_is_left():
     yield
-    grids._loaded.cache_clear()
+    work._loaded.cache_clear()
 
 
 @pytest.fixture
@@ -356,9 +355,9 @@ def test_failed_elsewhere_is_not_tried_again_in_this_start(grid, out):
     begun = time.time()
     run(grid, out, fit=lambda root, **options: 1 / 0)
     for job in grid.jobs:
-        assert not grids.do(job, out, fit, begun)
+        assert not work.do(job, out, fit, begun)
     assert not done_calls(out)
-    assert all(grids.do(job, out, fit, time.time()) for job in grid.jobs)
+    assert all(work.do(job, out, fit, time.time()) for job in grid.jobs)
 
 
 def test_workers(data, out):
@@ -378,12 +377,12 @@ def test_worker_that_is_killed(grid, out):
 
 def test_one_backbone_for_all_runs(data, out, monkeypatch):
     """vitgraft.fit gets a loaded backbone, which runs of one process share."""
-    from vitgraft import fitting
-    from vitgraft.backbone import Backbone
+    from vitgraft.backbones import Backbone
+    from vitgraft.training import fitting
 
     loads, given = [], []
     monkeypatch.setattr(Backbone, "load", lambda name: loads.append(name) or f"loaded {name}")
-    grids._loaded.cache_clear()
+    work._loaded.cache_clear()
 
     def look(root, **options):
         given.append(options)
@@ -400,11 +399,12 @@ def test_memory_is_measured_for_each_run(data, out, monkeypatch):
     """The peak that the operating system keeps for a process is not that of a run that came before."""
     import torch
 
-    from vitgraft import cost, fitting
-    from vitgraft.backbone import Backbone
+    from vitgraft.backbones import Backbone
+    from vitgraft.engine import cost
+    from vitgraft.training import fitting
 
     monkeypatch.setattr(Backbone, "load", lambda name: name)
-    grids._loaded.cache_clear()
+    work._loaded.cache_clear()
 
     def hungry(root, *, method, **options):
         room = bytearray(b"1" * (400 << 20)) if method == "linear" else b""
@@ -441,7 +441,7 @@ def test_neither_plan_nor_run_wait_for_torch(data, out):
         "g = h.make_grid({n: Path(sys.argv[1]) / n for n in ('pets', 'svhn', 'clevr')}); "
         "grid.run(g, sys.argv[2], fit=h.fit); assert 'torch' not in sys.modules"
     )
-    here = os.path.dirname(__file__)
+    here = os.path.dirname(os.path.dirname(__file__))
     subprocess.run([sys.executable, "-c", code, str(data["pets"].parent), str(out)], cwd=here, check=True)
     assert len(list((out / "records").iterdir())) == 12
     assert FINGERPRINT in next((out / "records").iterdir()).read_text()

@@ -7,13 +7,14 @@ from dataclasses import asdict, replace
 import pytest
 from helpers_bench import TINY, make_record
 from helpers_cli import call
-from test_report import Dom, check_whole
+from helpers_pages import Dom, check_whole
 
-from vitgraft.bench import beside, command, layout, page, protocols, published, reading, record, suites
-from vitgraft.charts import Dots, dots, floor
-from vitgraft.errors import RequestError, WorkError
-from vitgraft.page import percent
-from vitgraft.scatter import Point, log_ticks, scatter
+from vitgraft.bench import beside, layout, page, protocols, published, reading, record, suites
+from vitgraft.commands import bench as command
+from vitgraft.common.errors import RequestError, WorkError
+from vitgraft.pages.charts import Dots, dots, floor
+from vitgraft.pages.page import percent
+from vitgraft.pages.scatter import Point, log_ticks, scatter
 
 VALUES = {  # label: {task: values of seeds 0, 1, ...}
     "linear": {"pets": [0.50, 0.54], "svhn": [0.40, 0.40], "clevr": [0.30, 0.32]},

@@ -7,12 +7,12 @@ import pytest
 import torch
 from helpers_cli import VIT, call, make_backbone, make_pictures
 
-from vitgraft import cost as model_cost
-from vitgraft import method as methods
-from vitgraft.backbone import Backbone
+from vitgraft import methods
+from vitgraft.backbones import Backbone
 from vitgraft.bench import cost, suites
 from vitgraft.bench.cost import Estimate, PerPicture, Row
 from vitgraft.bench.grid import Grid
+from vitgraft.engine import cost as model_cost
 from vitgraft.model import build
 
 SETTINGS = {"epochs": 3, "batch_size": 10, "workers": 0, "train_split": "train+val", "eval_split": "test"}

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from vitgraft import method as methods
+from vitgraft import methods
 from vitgraft.bench import protocols, suites
-from vitgraft.errors import RequestError
-from vitgraft.settings import Settings
+from vitgraft.common.errors import RequestError
+from vitgraft.common.settings import Settings
 
 VTAB = suites.find("vtab-1k").task_names
 PAPERS = {"hst": "hst", "convpass": "convpass", "sct": "sct", "consolidator": "consolidator"}

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from vitgraft import method as methods
+from vitgraft import methods
 from vitgraft.bench import published, suites
-from vitgraft.errors import RequestError
+from vitgraft.common.errors import RequestError
 
 VTAB = suites.find("vtab-1k")
 HERE = Path(published.__file__).parent / "published"

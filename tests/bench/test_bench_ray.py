@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 from helpers_bench import calls, counts, fit, killed_fit, make_data, make_grid, suite_of, task_of
 
-from vitgraft.bench import grid as grids
-from vitgraft.bench import on_ray
+from vitgraft.bench import locks, on_ray, work
 from vitgraft.bench.grid import plan, run
 from vitgraft.bench.on_ray import OnRay
-from vitgraft.errors import RequestError, WorkError
+from vitgraft.common.errors import RequestError, WorkError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install vitgraft[ray]")
 spawn = multiprocessing.get_context("spawn")
@@ -31,7 +30,9 @@ def surroundings():
     """Workers find this module, and nobody is told of them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep)
+        here = os.path.dirname(__file__)
+        for folder in (here, os.path.dirname(here)):
+            patch.setenv("PYTHONPATH", folder, prepend=os.pathsep)
         patch.delenv("RAY_ADDRESS", raising=False)
         yield
 
@@ -181,7 +182,7 @@ def test_worker_that_dies_every_time(two, grid, out, monkeypatch):
 def test_lock_of_a_dead_worker_is_waited_for(grid, out):
     """A process that a dead worker left behind keeps its lock for a while; the run is repeated when it has gone."""
     job = grid.jobs[0]
-    grids.prepare(grid.suite, out)
+    work.prepare(grid.suite, out)
     token = out / ".ray-token"
     token.touch()
     code = "import sys; from vitgraft.bench import locks; l = locks.held(sys.argv[1], sys.argv[2]); l.__enter__(); "
@@ -191,7 +192,7 @@ def test_lock_of_a_dead_worker_is_waited_for(grid, out):
         assert dead.stdout.readline() == "held\n"
         [line] = on_ray._do(job, str(token), fit, time.time(), os.getcwd())
     assert line.startswith("done")
-    with grids.held(out / "locks" / grid.jobs[1].key, "somebody else"):  # that is another start's: left to it
+    with locks.held(out / "locks" / grid.jobs[1].key, "somebody else"):  # that is another start's: left to it
         assert on_ray._do(grid.jobs[1], str(token), fit, time.time(), os.getcwd()) == []
 
 

@@ -13,7 +13,7 @@ from helpers_bench import TINY, make_record, suite_of, task_of
 from vitgraft.bench import layout, paired, reading, record
 from vitgraft.bench.paired import bootstrap, signed_rank
 from vitgraft.bench.reading import compare, pareto, table
-from vitgraft.errors import RequestError
+from vitgraft.common.errors import RequestError
 
 VALUES = {  # label: {task: values of seeds 0, 1, ...}
     "linear": {"pets": [0.50, 0.54], "svhn": [0.40, 0.40], "clevr": [0.30, 0.32]},

@@ -9,7 +9,7 @@ import pytest
 from helpers_bench import TINY, make_data, make_job, make_record, result, suite_of, task_of
 
 from vitgraft.bench import provenance, record
-from vitgraft.errors import RequestError, WorkError
+from vitgraft.common.errors import RequestError, WorkError
 
 
 def written(folder, made=None):

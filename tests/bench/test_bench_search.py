@@ -11,11 +11,11 @@ import pytest
 from helpers_bench import TINY, make_data, make_grid, result
 from helpers_cli import call, make_backbone, make_pictures, start, wait_for
 
-from vitgraft import method as methods
-from vitgraft.bench import grid, protocols, record, search, shipped, suites
+from vitgraft import methods
+from vitgraft.bench import grid, protocols, record, search, shipped, suites, work
 from vitgraft.bench.search import Choices, Space
-from vitgraft.errors import RequestError, WorkError
-from vitgraft.settings import Settings
+from vitgraft.common.errors import RequestError, WorkError
+from vitgraft.common.settings import Settings
 
 CHOOSING = {"train_split": "train", "eval_split": "val", "epochs": 1}
 
@@ -160,7 +160,7 @@ def test_nothing_is_chosen_where_all_fail(base, tmp_path):
 def test_a_trial_that_another_process_is_at_leaves_the_search_open(base, tmp_path):
     out = tmp_path / "out"
     [study] = search.studies(base, None)
-    grid.prepare(base.suite, out / "search")
+    work.prepare(base.suite, out / "search")
     with grid.held(out / "search" / "locks" / study.pending[0].key):
         assert chosen(base, out, lambda options: 0.5)[0] is None
     found, calls = chosen(base, out, lambda options: 0.5)

@@ -13,8 +13,8 @@ from PIL import Image
 
 from vitgraft.bench import suites
 from vitgraft.bench.suites import Suite, TaskOf
+from vitgraft.common.errors import RequestError
 from vitgraft.data import read
-from vitgraft.errors import RequestError
 
 VTAB = suites.find("vtab-1k")
 ALIASES = [(task.name, alias) for task in VTAB.tasks for alias in task.aliases]

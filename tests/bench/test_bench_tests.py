@@ -10,12 +10,12 @@ from helpers_bench import fit as fake_fit
 from helpers_cli import CLASSES, call, make_backbone, make_pictures
 
 import vitgraft
-from vitgraft.bench import command, reading, record
-from vitgraft.bench import grid as grids
+from vitgraft.bench import reading, record, work
 from vitgraft.bench.grid import run
 from vitgraft.bench.suites import Suite, TaskOf
-from vitgraft.classification import among
-from vitgraft.errors import RequestError
+from vitgraft.commands import bench as command
+from vitgraft.common.errors import RequestError
+from vitgraft.measures.accuracy import among
 
 SOURCE = TaskOf("source", (), 3, "source", "top-1 accuracy", sizes={"train": 24, "test": 12})
 FULL = TaskOf("sketch", (), 3, "shift", "top-1 accuracy", sizes={"test": 9}, trained_on="source")
@@ -26,7 +26,7 @@ SHIFTS = Suite("shifts", "shifts for tests", "made up", (FULL, SOURCE, SOME))  #
 @pytest.fixture(autouse=True)
 def no_backbone_is_left():
     yield
-    grids._loaded.cache_clear()
+    work._loaded.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +104,14 @@ def test_the_table_has_all_columns_and_both_averages(bench, capsys):
 
 
 def test_a_second_start_measures_nothing(bench, ground, capsys, monkeypatch):
-    monkeypatch.setattr(grids, "test_here", None)
+    monkeypatch.setattr(work, "test_here", None)
     assert call(*words_of(ground, bench)) == 0
     assert "4 runs and 8 tests of their models: 12 done, 0 running, 0 failed, 0 waiting" in capsys.readouterr().out
 
 
 def test_killed_between_the_fit_and_its_tests(bench, ground, tmp_path, monkeypatch, capsys):
     """Neither where the record of the fit is lost, nor where those of tests are, is there a second training."""
-    from vitgraft import fitting
+    from vitgraft.training import fitting
 
     shutil.copytree(bench, tmp_path / "out")
     before = {r.job.key: r for r in records_of(bench)}
@@ -124,7 +124,7 @@ def test_killed_between_the_fit_and_its_tests(bench, ground, tmp_path, monkeypat
 
 
 def test_a_task_that_comes_later_is_tested_with_the_model_that_is_there(ground, tmp_path, monkeypatch):
-    from vitgraft import fitting
+    from vitgraft.training import fitting
 
     out = tmp_path / "out"
     more = ["--methods", "linear", "--seeds", 1]
@@ -228,7 +228,7 @@ def tested(monkeypatch):
         found.append(run.name)
         return result(0.25)
 
-    monkeypatch.setattr(grids, "test_here", look)
+    monkeypatch.setattr(work, "test_here", look)
     return found
 
 
@@ -256,7 +256,7 @@ def test_a_test_whose_fit_failed_waits_for_it(grid, tmp_path, tested):
     done = run(grid, out, fit=failing)
     assert counts(done) == {"done": 3, "running": 0, "failed": 2, "waiting": 1}
     assert len(tested) == 1
-    assert not grids.is_open(done.waiting[0], out, 0)
+    assert not work.is_open(done.waiting[0], out, 0)
     assert counts(run(grid, out, fit=fake_fit))["done"] == 6
     assert len(tested) == 2
 
@@ -276,7 +276,7 @@ def test_a_failing_test_is_noted_and_the_fit_stays(grid, tmp_path, monkeypatch):
     def failing(job, run):
         raise RequestError("The pictures are gone: bring them back.")
 
-    monkeypatch.setattr(grids, "test_here", failing)
+    monkeypatch.setattr(work, "test_here", failing)
     done = run(grid, tmp_path / "out", fit=fake_fit)
     assert counts(done) == {"done": 4, "running": 0, "failed": 2, "waiting": 0}
     assert "The pictures are gone" in "\n".join(done.lines())

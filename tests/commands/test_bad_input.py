@@ -17,7 +17,7 @@ from helpers_cli import (
     result_of,
 )
 
-from vitgraft import adapter
+from vitgraft.adapters import file as adapter
 
 pytestmark = pytest.mark.usefixtures("no_network")
 

@@ -27,9 +27,10 @@ from helpers_cli import (
     start,
 )
 
-from vitgraft import adapter, training
-from vitgraft.errors import WorkError
-from vitgraft.files import make_folder, write_bytes
+from vitgraft.adapters import file as adapter
+from vitgraft.common.errors import WorkError
+from vitgraft.common.files import make_folder, write_bytes
+from vitgraft.training import loop as training
 
 pytestmark = pytest.mark.usefixtures("no_network")
 

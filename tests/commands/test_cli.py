@@ -11,8 +11,10 @@ import pytest
 from helpers_cli import CLASSES, call, fit, fit_words, make_ground, result_of
 
 import vitgraft
-from vitgraft import catalogue, cli, method
-from vitgraft.settings import Settings
+from vitgraft import method
+from vitgraft.commands import cli
+from vitgraft.common.settings import Settings
+from vitgraft.pages import catalogue
 
 METHODS = ("bitfit", "full", "hst", "linear")  # there may be more
 COMMANDS = ("fit", "evaluate", "predict", "merge", "info", "methods", "demo")
@@ -200,7 +202,7 @@ def test_quiet_keeps_the_result_and_drops_the_rest(ground, tmp_path, capsys):
 
 def test_exit_codes_of_a_process():
     """What a shell sees: 2 and one line for a wrong request."""
-    done = python("-m", "vitgraft.cli", "fit", "nowhere", "--out", "run", "--epochs", "0")
+    done = python("-m", "vitgraft.commands.cli", "fit", "nowhere", "--out", "run", "--epochs", "0")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("vitgraft: ")
     assert done.stderr.count("\n") == 1

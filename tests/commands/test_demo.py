@@ -2,7 +2,7 @@
 
 import pytest
 
-from vitgraft import cli, demo
+from vitgraft.commands import cli, demo
 
 pytest.importorskip("sklearn", reason="scikit-learn carries the digits")
 

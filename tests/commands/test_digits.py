@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitgraft import digits
-from vitgraft.errors import RequestError
+from vitgraft.commands import digits
+from vitgraft.common.errors import RequestError
 
 pytest.importorskip("sklearn", reason="scikit-learn carries the digits")
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from helpers_cli import call
 
-from vitgraft import get as getting
 from vitgraft.bench import shipped, suites
 from vitgraft.bench.locks import held
 from vitgraft.bench.suites import Suite, TaskOf
-from vitgraft.errors import RequestError, WorkError
-from vitgraft.get import fetch, get, unpack
+from vitgraft.commands import get as getting
+from vitgraft.commands.get import fetch, get, unpack
+from vitgraft.common.errors import RequestError, WorkError
 
 CONTENT = bytes(range(256)) * 4000  # about a megabyte
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from vitgraft.common.errors import RequestError, WorkError
 from vitgraft.data import BadPicture, DataSet, Preprocess, open_picture, read, to_rgb
-from vitgraft.errors import RequestError, WorkError
 
 GREY = Preprocess(size=(4, 6), mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 1.0))
 

@@ -13,10 +13,10 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from vitgraft.common.errors import RequestError
 from vitgraft.data.augment import Augment, View, evaluation_view, fitted, prepared
-from vitgraft.data.masks import sample
 from vitgraft.data.objects import Objects
-from vitgraft.errors import RequestError
+from vitgraft.data.segmentations import sample
 
 FILES = [(40, 60), (60, 40), (64, 96), (7, 200), (20, 20), (123, 77), (1, 1)]
 

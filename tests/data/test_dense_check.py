@@ -10,8 +10,8 @@ import pytest
 from helpers_dense import annotation, index_mask, noise, object_set, segment_set, shared
 from PIL import Image
 
+from vitgraft.common.errors import RequestError
 from vitgraft.data.check import check
-from vitgraft.errors import RequestError
 
 
 def lines(root: Path, task: str | None = None, **options: object) -> list[str]:

@@ -10,9 +10,10 @@ import pytest
 from helpers_dense import index_mask, noise, polygon, problems_of, segment_set, shared
 from PIL import Image
 
-from vitgraft.data.masks import BadTruth, fault_of, load_mask, sample
+from vitgraft.common.errors import RequestError
+from vitgraft.data.masks import BadTruth, load_mask
 from vitgraft.data.recognise import read_dense, recognise
-from vitgraft.errors import RequestError
+from vitgraft.data.segmentations import fault_of, sample
 
 
 def test_our_layout(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from helpers_dense import annotation, coco, noise, object_set, polygon, problems_of, shared
 from PIL import Image
 
+from vitgraft.common.errors import RequestError
 from vitgraft.data.recognise import read_dense, recognise
-from vitgraft.errors import RequestError
 
 
 def test_our_layout(tmp_path: Path) -> None:

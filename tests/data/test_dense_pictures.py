@@ -12,13 +12,14 @@ import torch
 from helpers_dense import CANVAS, annotation, coco, index_mask, noise, object_set, segment_set, shared
 from PIL import Image
 
+from vitgraft.common.errors import RequestError, WorkError
 from vitgraft.data.augment import Augment
-from vitgraft.data.batch import Batch, DenseSplit
+from vitgraft.data.batch import Batch
 from vitgraft.data.dense import DensePictures
 from vitgraft.data.objects import Objects
 from vitgraft.data.preprocess import Preprocess
 from vitgraft.data.recognise import read_dense
-from vitgraft.errors import RequestError, WorkError
+from vitgraft.data.truth import DenseSplit
 
 
 def pictures(root: Path, task: str, split: str = "train", **options: object) -> DensePictures:

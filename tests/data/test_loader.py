@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from vitgraft.common.errors import RequestError, WorkError
 from vitgraft.data import BadPicture, Pictures, Preprocess, Split, epoch_batches, even_batches, read
-from vitgraft.errors import RequestError, WorkError
 
 PREPROCESS = Preprocess(size=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 

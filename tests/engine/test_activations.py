@@ -5,10 +5,10 @@ import torch
 from conftest import random_backbone, random_images
 from lightning_fabric import Fabric
 
-from vitgraft.cache import ActivationStore, activation_store, fill, recall
+from vitgraft.common.settings import Settings
 from vitgraft.data.batch import Batch
+from vitgraft.engine.activations import ActivationStore, activation_store, fill, recall
 from vitgraft.model import build
-from vitgraft.settings import Settings
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import torch
 from helpers_cli import adapter_of, call, fit, fit_words, make_backbone, make_ground, metrics_of, result_of, same
 from safetensors.torch import save_file
 
-from vitgraft import shelf
-from vitgraft.backbone import Backbone
-from vitgraft.errors import RequestError
+from vitgraft.backbones import Backbone
+from vitgraft.common.errors import RequestError
+from vitgraft.engine import activations_on_disk as shelf
+from vitgraft.engine.activations_on_disk import Shelf, picture_digests
 from vitgraft.features import Activations
-from vitgraft.shelf import Shelf, picture_digests
 
 WAY = {"backbone": "abc", "taps": [0, 1]}
 DIGESTS = [f"{i:032x}" for i in range(6)]

@@ -8,8 +8,9 @@ import torch
 from conftest import random_backbone, random_images
 from torch import nn
 
-from vitgraft import catalogue, cost
+from vitgraft.engine import cost
 from vitgraft.model import Model, build
+from vitgraft.pages import catalogue
 
 
 def test_parameters(cls):

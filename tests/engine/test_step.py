@@ -9,7 +9,7 @@ from conftest import random_backbone
 from lightning_fabric import Fabric
 
 from vitgraft import build
-from vitgraft.step import WARM, Step
+from vitgraft.engine.step import WARM, Step
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 
@@ -62,7 +62,7 @@ def test_a_graph_takes_the_same_steps(method, monkeypatch):
         model.method.contacts.drop_path = 0.3
         fabric, step = prepared(model)
         torch.manual_seed(0)
-        monkeypatch.setattr("vitgraft.step.WARM", WARM if replayed else math.inf)
+        monkeypatch.setattr("vitgraft.engine.step.WARM", WARM if replayed else math.inf)
         found[replayed] = losses(model, step, fabric, given=batches(WARM + 5))
         assert (step._graph is not None) == replayed
     torch.testing.assert_close(found[True], found[False], rtol=1e-4, atol=1e-4)

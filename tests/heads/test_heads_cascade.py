@@ -8,7 +8,7 @@ from helpers_heads import CHANNELS, CLASSES, HST, HST_SIDE, features, made, obje
 from torch import nn
 from torchvision.ops import roi_align
 
-from vitgraft.errors import RequestError
+from vitgraft.common.errors import RequestError
 from vitgraft.heads.cascade import CascadeRCNN
 
 SMALL = {"width": 16, "hidden": 32, "proposals": 50, "samples": 4000}  # all boxes are samples

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers_heads import CHANNELS, HST, HST_SIDE, check_gradients, features, made, one_of, parameters, shaken
 
 from vitgraft import heads
-from vitgraft.errors import RequestError
+from vitgraft.common.errors import RequestError
 from vitgraft.heads.segment import Linear, SemanticFPN, UPerNet, cross_entropy
 
 K = 5

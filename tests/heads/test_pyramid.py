@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from helpers_heads import check_gradients, features, made, objects, parameters, shaken
 
 from vitgraft import heads
-from vitgraft.errors import RequestError
+from vitgraft.common.errors import RequestError
 from vitgraft.features import Features
 from vitgraft.heads.pyramid import Pyramid
 

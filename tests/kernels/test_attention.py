@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitgraft import attention as ours
-from vitgraft.attention import attention
+from vitgraft.kernels import attention as ours
+from vitgraft.kernels.attention import attention
 
 
 def drawn(dtype, queries=9, keys=9, pictures=5):

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from vitgraft.batchnorm import BatchNorm
+from vitgraft.kernels.batchnorm import BatchNorm
 
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitgraft import feedforward as module
-from vitgraft.feedforward import feedforward
+from vitgraft.kernels import feedforward as module
+from vitgraft.kernels.feedforward import feedforward
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from conftest import random_backbone, random_images
 
 from vitgraft import build
-from vitgraft.bottleneck import widen
-from vitgraft.contacts import Change
+from vitgraft.kernels.bottleneck import widen
+from vitgraft.kernels.linear import Change
 from vitgraft.methods.consolidator import Grouped, columns
 from vitgraft.methods.lora import LowRank
 
@@ -178,7 +178,7 @@ def test_frozen_weights_cast_once_give_what_autocast_gives(method, monkeypatch):
     ours, again = answers(), answers()
     assert torch.equal(ours, again)
     with monkeypatch.context() as patch:
-        patch.setattr("vitgraft.effective.compute_dtype", lambda x: torch.float32)
+        patch.setattr("vitgraft.kernels.linear.compute_dtype", lambda x: torch.float32)
         assert torch.equal(answers(), ours)
     given = backbone.exchange({"blocks.0.mlp.fc1.weight": 2 * backbone.tensor("blocks.0.mlp.fc1.weight").detach()})
     assert not torch.equal(answers(), ours)

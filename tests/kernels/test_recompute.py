@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from conftest import random_backbone, random_images
 
-from vitgraft import build, cost
-from vitgraft.remake import remade, remaking, watched
+from vitgraft import build
+from vitgraft.engine import cost
+from vitgraft.kernels.recompute import remade, remaking, watched
 
 
 def mlp(x, W):
@@ -83,7 +84,7 @@ def test_a_step_of_a_model_is_the_same_to_the_bit_and_keeps_less(method, monkeyp
     outcomes = []
     for remakes in (True, False):
         if not remakes:
-            monkeypatch.setattr("vitgraft.backbone.remade", lambda function, x: function(x))
+            monkeypatch.setattr("vitgraft.backbones.vit.remade", lambda function, x: function(x))
             monkeypatch.setattr("vitgraft.methods.hst.remade", lambda function, x: function(x))
         torch.manual_seed(0)
         model = build(backbone, method, classes=3).train()
@@ -138,7 +139,7 @@ def test_checkpointing_keeps_a_fraction():
 
 
 def test_nothing_is_checkpointed_where_no_gradient_passes(monkeypatch):
-    monkeypatch.setattr("vitgraft.backbone.checkpointed", None)
+    monkeypatch.setattr("vitgraft.backbones.vit.checkpointed", None)
     backbone = random_backbone()
     for method, mode in (("convpass", False), ("linear", True)):
         model = build(backbone, method, classes=3).train(mode)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from vitgraft.classification import Evaluation, wilson
+from vitgraft.measures.accuracy import Evaluation, wilson
 
 
 def evaluation(labels, predicted, classes=("ant", "bee", "cat")):

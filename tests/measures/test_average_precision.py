@@ -14,10 +14,11 @@ from pycocotools import mask as reference
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vitgraft import coco, detection
+from vitgraft.common.errors import WorkError
 from vitgraft.data.objects import Objects
-from vitgraft.detection import NUMBERS, DetectEvaluation, DetectScores
-from vitgraft.errors import WorkError
+from vitgraft.measures import average_precision as detection
+from vitgraft.measures import coco
+from vitgraft.measures.average_precision import NUMBERS, DetectEvaluation, DetectScores
 
 CLASSES = ("cat", "dog", "unicorn")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own

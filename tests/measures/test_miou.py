@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vitgraft.errors import WorkError
-from vitgraft.segmentation import EDGE, KEPT, SegmentScores
+from vitgraft.common.errors import WorkError
+from vitgraft.measures.miou import EDGE, KEPT, SegmentScores
 
 K = 5
 CLASSES = ("sky", "road", "tree", "car", "unicorn")

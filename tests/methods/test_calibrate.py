@@ -4,10 +4,10 @@ import pytest
 import torch
 from helpers_cli import adapter_of, call, fit, fit_words, make_ground, result_of, same
 
-from vitgraft import training
-from vitgraft.errors import RequestError
+from vitgraft.common.errors import RequestError
 from vitgraft.methods.sct import SCT
 from vitgraft.model import build
+from vitgraft.training import loop as training
 
 WORDS = ["--method", "sct", "--precision", "32", "--epochs", 3]
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from conftest import random_backbone, random_images
 
-from vitgraft import method as methods
-from vitgraft.batchnorm import BatchNorm
+from vitgraft import methods
+from vitgraft.common.errors import RequestError
 from vitgraft.contacts import Contacts
-from vitgraft.errors import RequestError
+from vitgraft.kernels.batchnorm import BatchNorm
 from vitgraft.methods.hst import SideBlock, Stage
 from vitgraft.model import build
 

@@ -13,16 +13,19 @@ import sys
 import pytest
 import torch
 from conftest import FAMILIES, GRIDS, random_backbone, random_images, vit_arguments
+from helpers_methods import CLASSES, VARIANTS, every_variant, header_of, model_of, shaken, steps, variant_id
 from safetensors import safe_open
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vitgraft import adapter, catalogue, cost, weights
-from vitgraft import method as methods
+from vitgraft import methods
+from vitgraft.adapters import file as adapter
+from vitgraft.backbones import weights
 from vitgraft.contacts import Contacts
+from vitgraft.engine import cost
 from vitgraft.method import Method
 from vitgraft.model import build
+from vitgraft.pages import catalogue
 
-CLASSES = 5
 # Adapted features that do not start at the frozen ones, although the method only adds: (method -> why).
 STARTS_ELSEWHERE = {
     "consolidator": "branches start within 1e-3 of zero (released code)",
@@ -31,53 +34,6 @@ STARTS_ELSEWHERE = {
 }
 # Gradients that are zero by construction, whatever the tensors' values: (method -> pattern).
 ZERO = {"hst": r"\.blocks\.\d+\.k\.bias"}  # it adds the same to the score of every key
-
-
-VARIANTS = [(name, form) for name in methods.names() for form in ({}, *methods.find(name).variants)]
-
-
-def variant_id(variant):
-    name, arguments = variant
-    return " ".join([name, *(f"{key}={value}" for key, value in arguments.items())])
-
-
-every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
-
-
-def model_of(variant, backbone, seed=0):
-    name, arguments = variant
-    model = build(backbone, name, classes=CLASSES, seed=seed, **arguments).eval()
-    if not model.method.ready:
-        images = random_images(backbone, batch=CLASSES, seed=seed)
-        model.method.calibrate(backbone, [(images, torch.arange(CLASSES))])
-    return model
-
-
-def shaken(model, by=0.02):
-    """Every tensor that trains moved a little, as after some training: what starts at zero is zero no more."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.trained().values():
-            parameter.add_(by * torch.randn(parameter.shape, generator=generator))
-        for name, buffer in model.method.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.add_(by * torch.randn(buffer.shape, generator=generator))
-    return model
-
-
-def steps(model, images, n=2):
-    """n optimiser steps in training mode; the losses."""
-    labels = torch.arange(len(images)) % CLASSES
-    optimiser = torch.optim.AdamW(model.trained().values(), lr=1e-2)
-    losses = []
-    for _ in range(n):
-        loss = sum(model.train()(images, labels).values())
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        losses.append(loss.item())
-    model.eval()
-    return losses
 
 
 @every_variant
@@ -248,22 +204,6 @@ for family, files in json.load(open(f"{folder}/what.json")).items():
             answers[file] = adapter.load(f"{folder}/{file}", backbone).model(images)
 save_file(answers, f"{folder}/answers")
 """
-
-
-def header_of(model):
-    backbone = model.backbone
-    return {
-        "task": "classify",
-        "method": model.method.name(),
-        "arguments": model.method.arguments(),
-        "backbone": {"name": backbone.name, "source": backbone.source, "fingerprint": backbone.fingerprint},
-        "head": {"name": "linear", "options": {}},
-        "classes": [f"class {i}" for i in range(CLASSES)],
-        "preprocess": backbone.preprocess().to_dict(),
-        "protocol": {},
-        "metrics": {},
-        "versions": {},
-    }
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,14 @@ import pytest
 import torch
 from conftest import random_backbone, random_images
 from helpers_cli import call, environment, fit, make_ground, result_of
-from test_methods import header_of, shaken, steps
+from helpers_methods import header_of, shaken, steps
 
-from vitgraft import adapter, catalogue
-from vitgraft import method as methods
-from vitgraft.errors import RequestError
-from vitgraft.merge import merge
+from vitgraft import methods
+from vitgraft.adapters import file as adapter
+from vitgraft.adapters.merge import merge
+from vitgraft.common.errors import RequestError
 from vitgraft.model import build
+from vitgraft.pages import catalogue
 
 peft = pytest.importorskip("peft", reason="the optional package peft is not installed")
 

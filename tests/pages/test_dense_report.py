@@ -9,14 +9,15 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from helpers_pages import BROWSER, SWITCHES, Dom, plain
 from PIL import Image
-from test_report import BROWSER, SWITCHES, Dom, plain
 
-from vitgraft import dense_report, page, report
 from vitgraft.data.objects import Objects
-from vitgraft.detection import DetectScores
-from vitgraft.palette import colour
-from vitgraft.segmentation import SegmentScores
+from vitgraft.measures.average_precision import DetectScores
+from vitgraft.measures.miou import SegmentScores
+from vitgraft.pages import dense as dense_report
+from vitgraft.pages import page, report
+from vitgraft.pages.palette import colour
 
 CLASSES = ("background", "circle", "square", "unicorn")
 NOISE = np.random.default_rng(0).integers(0, 256, (240, 360, 3), dtype=np.uint8)  # no picture makes a larger JPEG

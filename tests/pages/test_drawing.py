@@ -7,11 +7,11 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools import mask as reference
 
-from vitgraft import drawing, lettering
 from vitgraft.data.objects import Objects
-from vitgraft.drawing import Shape, beside, draw_objects, draw_segments
-from vitgraft.lettering import Labels, Text, around, font_size, size_of
-from vitgraft.palette import GREY, PALETTE, bright, colour
+from vitgraft.pages import drawing, lettering
+from vitgraft.pages.drawing import Shape, beside, draw_objects, draw_segments
+from vitgraft.pages.lettering import Labels, Text, around, font_size, size_of
+from vitgraft.pages.palette import GREY, PALETTE, bright, colour
 
 CLASSES = ("background", "sky", "road", "car")
 GROUND = (100, 100, 100)

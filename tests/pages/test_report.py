@@ -1,29 +1,21 @@
 """The run's page and the comparison page: what they show, that they hold together, what they survive."""
 
-import base64
-import html.parser
-import io
 import json
 import math
 import os
-import re
-import shutil
 import subprocess
 
 import pytest
 import torch
+from helpers_pages import BROWSER, SWITCHES, Dom, check_whole, plain
 from PIL import Image, ImageDraw
 
-from vitgraft import page, report
-from vitgraft.charts import Bar, Curve, bars, curves, ticks
-from vitgraft.classification import Evaluation
-from vitgraft.errors import WorkError
+from vitgraft.common.errors import WorkError
+from vitgraft.measures.accuracy import Evaluation
+from vitgraft.pages import page, report
+from vitgraft.pages.charts import Bar, Curve, bars, curves, ticks
+from vitgraft.tasks.classify import Classify
 
-BROWSER = next((shutil.which(b) for b in ("chromium", "google-chrome", "chromium-browser") if shutil.which(b)), None)
-SWITCHES = (
-    "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update"
-    " disable-sync virtual-time-budget=2000"
-)
 CLASSES = (
     "apple",
     "banana",
@@ -113,6 +105,11 @@ def results(evaluation, **changes):
     } | changes
 
 
+def write(path, evaluation, metrics):
+    sections = Classify().sections(evaluation)
+    report.write(path, result=results(evaluation), metrics=metrics, evaluation=evaluation, sections=sections)
+
+
 def epochs(n, last=0.9):
     return [
         {
@@ -128,59 +125,6 @@ def epochs(n, last=0.9):
     ]
 
 
-def plain(text):
-    """The text with every kind of space as one ordinary space."""
-    return re.sub(r"\s+", " ", text)
-
-
-class Dom(html.parser.HTMLParser):
-    """The page's elements as (tag, attributes, text inside), and its visible text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.open, self.words = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append([tag, dict(attrs), ""])
-        if tag not in ("meta", "img", "col", "line", "circle", "polyline", "rect"):
-            self.open.append(len(self.elements) - 1)
-
-    def handle_endtag(self, tag):
-        if self.open:
-            self.open.pop()
-
-    def handle_data(self, data):
-        for i in self.open:
-            self.elements[i][2] += data
-        if not any(self.elements[i][0] == "style" for i in self.open):
-            self.words.append(data)
-
-    @property
-    def text(self):
-        return plain("".join(self.words))
-
-    def find(self, tag, kind=""):
-        return [e for e in self.elements if e[0] == tag and kind in ["", *(e[1].get("class") or "").split()]]
-
-
-def check_whole(path):
-    """Parses the page; nothing may point outside, every picture must decode, every tag must close."""
-    text = path.read_text("utf-8")
-    dom = Dom(text)
-    assert dom.open == []
-    assert not dom.find("script")
-    assert "http" not in re.sub(r"http-equiv", "", text)
-    assert not re.search(r"\b(nan|None)\b", dom.text)
-    for _, attributes, _ in dom.find("img"):
-        kind, data = attributes["src"].split(",", 1)
-        assert kind == "data:image/jpeg;base64"
-        assert max(Image.open(io.BytesIO(base64.b64decode(data))).size) <= 160
-        assert attributes["alt"]
-    assert [p.name for p in path.parent.iterdir() if p.name.startswith(".")] == []
-    return dom
-
-
 @pytest.fixture(scope="module")
 def fruit(tmp_path_factory):
     return draw(tmp_path_factory.mktemp("fruit"), CLASSES, 300)
@@ -193,7 +137,13 @@ def evaluation(fruit):
 
 def test_run_page_shows_what_was_measured(tmp_path, evaluation):
     path = tmp_path / "report.html"
-    report.write(path, result=results(evaluation), metrics=epochs(50), evaluation=evaluation)
+    report.write(
+        path,
+        result=results(evaluation),
+        metrics=epochs(50),
+        evaluation=evaluation,
+        sections=Classify().sections(evaluation),
+    )
     dom = check_whole(path)
     assert dom.find("p", "value")[0][2] == page.percent(evaluation.value)
     assert plain(page.interval_text(evaluation.interval)) in dom.text
@@ -223,7 +173,13 @@ def test_run_page_shows_what_was_measured(tmp_path, evaluation):
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on the PATH")
 def test_run_page_in_a_browser(tmp_path, evaluation):
     path = tmp_path / "report.html"
-    report.write(path, result=results(evaluation), metrics=epochs(50), evaluation=evaluation)
+    report.write(
+        path,
+        result=results(evaluation),
+        metrics=epochs(50),
+        evaluation=evaluation,
+        sections=Classify().sections(evaluation),
+    )
     # A copy that may run one script of ours, which writes what the browser made of the page into its title.
     probe = """<script>addEventListener("load", () => {
       const pictures = [...document.images], whole = pictures.filter(i => i.complete && i.naturalWidth > 0);
@@ -289,7 +245,7 @@ def test_names_chosen_by_others_stay_text(tmp_path, fruit):
     result["data"]["classes"] = list(hostile)
     path = tmp_path / "runs & 'more'" / "report.html"
     path.parent.mkdir()
-    report.write(path, result=result, metrics=epochs(3), evaluation=record)
+    report.write(path, result=result, metrics=epochs(3), evaluation=record, sections=Classify().sections(record))
     dom = check_whole(path)
     assert not dom.find("u")
     assert {e[1]["src"][:10] for e in dom.find("img")} == {"data:image"}
@@ -302,7 +258,9 @@ def test_a_hundred_classes(tmp_path):
     paths, labels = draw(tmp_path / "data", classes[:50], 250)
     record = evaluate(paths, labels, classes, strength=2.5)
     path = tmp_path / "report.html"
-    report.write(path, result=results(record), metrics=epochs(2), evaluation=record)
+    report.write(
+        path, result=results(record), metrics=epochs(2), evaluation=record, sections=Classify().sections(record)
+    )
     dom = check_whole(path)
     assert not dom.find("table", "heat")
     assert "50 of the 100 classes have no picture there" in dom.text
@@ -315,7 +273,9 @@ def test_no_wrong_predictions_and_a_picture_that_went_away(tmp_path):
     (tmp_path / "data" / "000.png").unlink()
     record = Evaluation("val", CLASSES[:2], paths, labels, torch.eye(2)[labels])
     path = tmp_path / "report.html"
-    report.write(path, result=results(record), metrics=epochs(1), evaluation=record)
+    report.write(
+        path, result=results(record), metrics=epochs(1), evaluation=record, sections=Classify().sections(record)
+    )
     dom = check_whole(path)
     assert "No wrong prediction among the 12 pictures." in dom.text
     assert len(dom.find("img")) == 7

@@ -11,13 +11,13 @@ from helpers_cli import adapter_of, call, free_port, make_backbone, metrics_of, 
 from PIL import Image
 from torch import nn
 
-from vitgraft import adapter, heads, training
-from vitgraft import method as methods
-from vitgraft import task as tasks
+from vitgraft import heads, methods, tasks
+from vitgraft.adapters import file as adapter
+from vitgraft.common.settings import Settings
 from vitgraft.data import Preprocess
-from vitgraft.data.masks import sample
+from vitgraft.data.segmentations import sample
+from vitgraft.engine import devices
 from vitgraft.model import build
-from vitgraft.settings import Settings
 from vitgraft.tasks.segment import highest, windows
 
 CLASSES = ("box", "disc")
@@ -201,7 +201,7 @@ def test_bf16_rounds_neither_pictures_nor_boxes():
             self.seen = images, targets[0]["boxes"]
             return self.linear(images)
 
-    fabric = training.fabric(Settings(precision="bf16"))
+    fabric = devices.fabric(Settings(precision="bf16"))
     module = Seen()
     wrapped, _ = fabric.setup(module, torch.optim.SGD(module.parameters()))
     images, boxes = torch.rand(2, 3), torch.tensor([[100.3, 200.6, 300.9, 401.2]])

@@ -18,13 +18,15 @@ from helpers_cli import (
 )
 
 import vitgraft
-from vitgraft import adapter, cost, fitting
-from vitgraft.backbone import Backbone
-from vitgraft.classification import Evaluation
-from vitgraft.errors import RequestError
-from vitgraft.settings import Settings
+from vitgraft.adapters import file as adapter
+from vitgraft.backbones import Backbone
+from vitgraft.common.errors import RequestError
+from vitgraft.common.settings import Settings
+from vitgraft.engine import cost
+from vitgraft.measures.accuracy import Evaluation
 from vitgraft.tasks.classify import Classify
-from vitgraft.training import learning_rate
+from vitgraft.training import fitting
+from vitgraft.training.loop import learning_rate
 
 FILES = {
     "adapter.safetensors",

@@ -12,14 +12,14 @@ from PIL import Image
 from safetensors import safe_open
 
 import vitgraft
-from vitgraft import adapter
-from vitgraft import task as tasks
-from vitgraft.cache import ActivationStore
+from vitgraft import tasks
+from vitgraft.adapters import file as adapter
+from vitgraft.common.errors import RequestError
+from vitgraft.common.settings import AUGMENTATIONS, NORMALISATIONS, Settings
 from vitgraft.data import Pictures, Preprocess, read
 from vitgraft.data.loader import AS_THEY_ARE
 from vitgraft.data.recipes import Recipe
-from vitgraft.errors import RequestError
-from vitgraft.settings import AUGMENTATIONS, NORMALISATIONS, Settings
+from vitgraft.engine.activations import ActivationStore
 
 PREPROCESS = Preprocess((24, 32), (0.5, 0.4, 0.3), (0.5, 0.5, 0.5))
 DRAWN = [name for name in AUGMENTATIONS if name != "none"]
@@ -273,7 +273,7 @@ def test_bad_requests(words, said, ground, tmp_path, capsys):
 
 
 def test_a_dense_task_has_views_of_its_own():
-    from vitgraft.fitting import sort_options
+    from vitgraft.training.fitting import sort_options
 
     with pytest.raises(RequestError, match="augmentation is for the task classify, but this one is segment"):
         sort_options(tasks.find("segment"), "linear", True, {"augmentation": "flip"})

@@ -26,7 +26,7 @@ from helpers_cli import (
     wait_for,
 )
 
-from vitgraft import fitting, training
+from vitgraft.training import checkpoint, fitting
 
 EPOCHS = 6
 EXACT = ["--precision", "32", "--drop-path", "0.2", "--epochs", EPOCHS, "--lr", "3e-3"]
@@ -125,9 +125,9 @@ def test_stopped_at_each_file(file, precision, ground, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("spared", "written"), [(0.0, 4), (60.0, 2)])
 def test_a_checkpoint_is_not_dearer_than_what_it_saves(spared, written, ground, tmp_path, monkeypatch):
     """Written after the first epoch, the last, and no sooner after another than a kill may undo."""
-    times, save = [], training.Checkpoint.save
-    monkeypatch.setattr(training, "SPARED", spared)
-    monkeypatch.setattr(training.Checkpoint, "save", lambda *given: (times.append(given[-1].epoch), save(*given)))
+    times, save = [], checkpoint.Checkpoint.save
+    monkeypatch.setattr(checkpoint, "SPARED", spared)
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", lambda *given: (times.append(given[-1].epoch), save(*given)))
     fit(ground, tmp_path / "run", "--method", "bitfit", "--epochs", 4)
     assert len(times) == written
     assert (times[0], times[-1]) == (1, 4)
@@ -249,7 +249,7 @@ def test_the_command_starts_its_second_process(ground, tmp_path):
     run = tmp_path / "run"
     words = fit_words(ground, run, *DOUBLE, 2, "--detached", data=ground.hard)
     done = subprocess.run(
-        [sys.executable, "-m", "vitgraft.cli", *words],
+        [sys.executable, "-m", "vitgraft.commands.cli", *words],
         env=environment(),
         capture_output=True,
         text=True,

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .backbone import Backbone
-from .errors import RequestError
-from .methods.sct import SCT
-from .model import Model, build
+from ..backbones import Backbone
+from ..common.errors import RequestError
+from ..methods.sct import SCT
+from ..model import Model, build
 
 
 class Reader(NamedTuple):

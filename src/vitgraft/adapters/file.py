@@ -23,11 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .backbone import Backbone
-from .data import Preprocess
-from .errors import RequestError, VitgraftError
-from .files import write_bytes
-from .model import Model, build
+from ..backbones import Backbone
+from ..common.errors import RequestError, VitgraftError
+from ..common.files import write_bytes
+from ..data import Preprocess
+from ..model import Model, build
 
 FORMAT = 2
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -1,9 +1,9 @@
 """A method written into the backbone's own tensors: a plain timm model, which needs nothing of ours.
 
-    merged = vitgraft.merge.merge(model)            # merged.vit, a timm model beside the backbone, which stays as it is
-    vitgraft.merge.merge(model, in_place=True)      # the backbone itself: `model` then runs without its contacts
-    vitgraft.merge.unmerge(model)                   # the very bytes that were there before
-    vitgraft.merge.export(run, "model.safetensors")     # a file that timm alone loads: `vitgraft merge`
+    merged = vitgraft.merge(model)            # merged.vit, a timm model beside the backbone, which stays as it is
+    vitgraft.merge(model, in_place=True)      # the backbone itself: `model` then runs without its contacts
+    vitgraft.unmerge(model)                   # the very bytes that were there before
+    export(run, "model.safetensors")             # a file that timm alone loads: `vitgraft merge`
 
 What a method only retrains (contact train) or changes (contact weight) can be merged, nothing else. Merged tensors are
 computed in float64 and rounded once; their logits are always compared with the unmerged ones.
@@ -19,11 +19,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from . import weights
-from .data import Preprocess
-from .errors import RequestError, WorkError
-from .files import check_folder
-from .model import Model
+from ..backbones import weights
+from ..common.errors import RequestError, WorkError
+from ..common.files import check_folder
+from ..data import Preprocess
+from ..model import Model
 from .run import Run
 
 # Of the norm of the logits; in float32 a hundred times what rounding and another order of sums come to, 1e-6 on ViT-B.
@@ -64,7 +64,7 @@ def merge(model: Model, images: Tensor | None = None, *, in_place: bool = False)
     if backbone.merged is not None:
         raise RequestError(
             f"The tensors of {backbone.name} have a method merged into them already, and hold one at a time: call "
-            "vitgraft.merge.unmerge with its model first."
+            "vitgraft.unmerge with its model first."
         )
     changed = _changed(model)
     vit = _plain(model, changed)
@@ -87,7 +87,7 @@ def unmerge(model: Model) -> None:
     if backbone.merged is None or backbone.merged[0] is not model.method.contacts:
         raise RequestError(
             f"The method {model.method.name()} of this model is not merged into {backbone.name}, so nothing can be "
-            "taken back: call vitgraft.merge.merge with in_place=True first."
+            "taken back: call vitgraft.merge with in_place=True first."
         )
     backbone.exchange(backbone.merged[1])
     backbone.merged = None

@@ -6,9 +6,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import RequestError
-from .files import check_folder, make_folder, write_bytes, write_json
-from .task import Prediction
+from ..common.errors import RequestError
+from ..common.files import check_folder, make_folder, write_bytes, write_json
+from ..tasks.base import Prediction
 
 
 def make_new_folder(out: str | Path) -> Path:

@@ -9,11 +9,11 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from .backbone import Backbone
-from .errors import RequestError, near_misses
-from .model import Model
-from .readers import READERS, need
-from .weights import Loaded
+from ..backbones import Backbone
+from ..backbones.weights import Loaded
+from ..common.errors import RequestError, near_misses
+from ..model import Model
+from .authors import READERS, need
 
 
 def load(method: str, tensors: dict[str, Tensor], *, num_heads: int, **settings: Any) -> Model:
@@ -92,7 +92,7 @@ def _backbone(method: str, tensors: dict[str, Tensor], num_heads: int) -> Backbo
     vit.load_state_dict(_taken(method, tensors, {name: READERS[method].rename(name, depth) for name in own}, own))
     half = (0.5, 0.5, 0.5)
     size = (grid * patch[2], grid * patch[2])
-    return Backbone(Loaded(vit, "released checkpoint", "the authors' code", "vit", half, half, "bicubic", size))
+    return Backbone.of(Loaded(vit, "released checkpoint", "the authors' code", "vit", half, half, "bicubic", size))
 
 
 def _taken(

@@ -18,20 +18,21 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
-from . import adapter
-from . import task as tasks
-from .backbone import Backbone
-from .cache import activation_store
-from .classification import among
-from .data import Batch
-from .data.layouts import some
-from .errors import RequestError
-from .evaluate import answers
-from .files import read_json
-from .settings import Settings
-from .show import Show
-from .task import Answer, Evaluation, Loaded, Prediction, Task
-from .training import fabric
+from .. import tasks
+from ..backbones import Backbone
+from ..common.errors import RequestError
+from ..common.files import read_json
+from ..common.progress import Show
+from ..common.settings import Settings
+from ..data import Batch, LoadedPictures
+from ..data.layouts import some
+from ..engine.activations import activation_store
+from ..engine.answers import Answer, answers
+from ..engine.devices import fabric
+from ..measures import Evaluation
+from ..measures.accuracy import among
+from ..tasks.base import Prediction, Task
+from . import file as adapter
 
 
 class Run:
@@ -133,7 +134,7 @@ class Run:
 
     def _answers(
         self, split: Any, settings: Settings, skip_bad: bool, show: Show, ask: Answer
-    ) -> tuple[Loaded, Iterator[tuple[Batch, Any]], Fabric]:
+    ) -> tuple[LoadedPictures, Iterator[tuple[Batch, Any]], Fabric]:
         """The pictures of a split, what the model says about them, and where."""
         model, preprocess, _ = self.adapter
         bar = show.bar(f"decoding  {split.name}", "pictures")

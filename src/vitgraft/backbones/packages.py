@@ -35,7 +35,7 @@ class Carried(NamedTuple):
 
 def table() -> list[dict[str, Any]]:
     """One row for each backbone that a package carries."""
-    return json.loads(resources.files("vitgraft").joinpath("packages.json").read_text(encoding="utf-8"))
+    return json.loads(resources.files(__package__).joinpath("packages.json").read_text(encoding="utf-8"))
 
 
 def find(backbone: str) -> Carried:

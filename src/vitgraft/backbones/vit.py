@@ -1,59 +1,49 @@
-"""A frozen timm Vision Transformer, and the only file that knows the names of timm's modules.
-
-The forward pass is written out here, over timm's own modules, because a method's contacts lie between them. With no
-contacts it equals timm's.
-"""
+"""timm's plain Vision Transformer, and the only file that knows the names of its modules."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention, Mlp, global_pool_nlc, resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .attention import attention
-from .contacts import Contacts
-from .data.preprocess import Preprocess
-from .effective import frozen_linear
-from .errors import RequestError, near_misses
-from .features import Activations
-from .remake import checkpointed, remade
-from .weights import Loaded, load
+from ..contacts import Contacts
+from ..features import Activations
+from ..kernels.attention import attention
+from ..kernels.linear import frozen_linear
+from ..kernels.recompute import checkpointed, remade
+from .base import Backbone, drop_path
+from .weights import Loaded
 
 # The linear layers of a block that a method may change; their own forward passes are written out below.
 CHANGEABLE = ("qkv", "proj", "fc1", "fc2")
 
 
-class Backbone(nn.Module):
-    """A pre-trained plain ViT, frozen: always in evaluation mode, never a gradient for its own tensors.
+class ViT(Backbone):
+    """timm's plain ViT: AugReg, DeiT, DINO, DINOv2, MAE, CLIP, SigLIP.
 
-    B images, H W pixels, (h, w) patch grid, N = h*w, P prefix tokens (CLS, registers), D width, L blocks.
+    The forward pass is written out here, over timm's own modules, because a method's contacts lie between them. With no
+    contacts it equals timm's.
     """
 
     def __init__(self, loaded: Loaded) -> None:
-        super().__init__()
-        self.vit = loaded.vit.requires_grad_(False).eval()
-        self.name = loaded.name
-        self.source = loaded.source
-        self.architecture = loaded.architecture
-        self.native = Preprocess(loaded.size, loaded.mean, loaded.std, loaded.interpolation)
-        self.width: int = self.vit.embed_dim
-        self.depth: int = len(self.vit.blocks)
-        self.prefix: int = self.vit.num_prefix_tokens
-        self.has_cls: bool = self.vit.has_class_token
-        self.pooling: str = self.vit.global_pool or ("token" if self.has_cls else "avg")
-        self.patch: tuple[int, int] = self.vit.patch_embed.patch_size
-        self._at = dict(self.vit.named_modules())
+        super().__init__(loaded)
+        vit: Any = self.vit
+        self.width = vit.embed_dim
+        self.depth = len(vit.blocks)
+        self.prefix = vit.num_prefix_tokens
+        self.has_cls = vit.has_class_token
+        self.pooling = vit.global_pool or ("token" if self.has_cls else "avg")
+        self.patch = vit.patch_embed.patch_size
         self.has_layerscale = not isinstance(self._at["blocks.0.ls1"], nn.Identity)
         first: Any = self._at["blocks.0.attn"]
-        self.heads: int = first.num_heads
+        self.heads = first.num_heads
         self.linears = {
             path: module
             for path, module in self._at.items()
@@ -67,56 +57,11 @@ class Backbone(nn.Module):
             for path, module in self._at.items()
             if isinstance(module, nn.LayerNorm) and (path == "norm" or re.fullmatch(r"blocks\.\d+\.norm[12]", path))
         }
-        # The layers on the way of the tokens that a `Change` can take the place of.
-        self.affine: dict[str, nn.Module] = {"patch_embed.proj": self._at["patch_embed.proj"], **norms, **self.linears}
-        # Contacts whose merged tensors stand here in the place of the backbone's own, and these (`vitgraft.merge`).
-        self.merged: tuple[Contacts, dict[str, Tensor]] | None = None
-        self._model_args = dict(loaded.model_args)
-        self._no_contacts = Contacts()
-        self._fingerprint = ""
+        self.affine = {"patch_embed.proj": self._at["patch_embed.proj"], **norms, **self.linears}
 
     @classmethod
-    def load(cls, name: str, *, say: Callable[[str], None] = lambda line: None) -> Backbone:
-        """A backbone by timm name or local file; see `weights.load` for where it is looked for."""
-        return cls(load(name, say=say))
-
-    def train(self, mode: bool = True) -> Backbone:
-        """Stays in evaluation mode: drop path of the frozen blocks is the method's setting, dropout is none."""
-        return super().train(False)
-
-    def tensor(self, name: str) -> Tensor:
-        """The tensor of this name; RequestError if there is none."""
-        try:
-            return self.vit.get_parameter(name)
-        except AttributeError:
-            raise RequestError(
-                f"No tensor {name!r} in {self.name}: its tensors are named as timm names them, "
-                "for example blocks.0.norm1.weight; name one of these."
-            ) from None
-
-    def linear(self, path: str) -> nn.Linear:
-        """The linear layer at `path` that a method may change; RequestError if there is none."""
-        if path not in self.linears:
-            raise RequestError(
-                f"No linear layer {path!r} in {self.name} that can be changed: its blocks have "
-                f"{', '.join(sorted({p.split('.', 2)[2] for p in self.linears})) or 'none'}; name one of these."
-                f"{near_misses(path, self.linears)}"
-            )
-        return self.linears[path]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the backbone by timm's name."""
-        return dict(self.vit.named_parameters())
-
-    def exchange(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Puts tensors of the same shapes in the place of its own of these names, and gives those; none is copied."""
-        own = self.tensors()
-        given = {}
-        for name, tensor in tensors.items():
-            given[name] = own[name].data
-            own[name].data = tensor.to(given[name].device)
-        self._fingerprint = ""
-        return given
+    def takes(cls, vit: nn.Module) -> bool:
+        return isinstance(vit, VisionTransformer)
 
     @property
     def timm_arguments(self) -> dict[str, Any]:
@@ -129,44 +74,6 @@ class Backbone(nn.Module):
         if not vit.global_pool:  # timm then hands on all tokens
             found |= {"global_pool": self.pooling, "fc_norm": not isinstance(vit.fc_norm, nn.Identity)}
         return found
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 over names, shapes and float32 bytes: the same weights, the same fingerprint, whatever the file."""
-        if not self._fingerprint:
-            digest = hashlib.sha256()
-            for name, tensor in sorted(self.tensors().items()):
-                value = tensor.detach().to("cpu", torch.float32).contiguous()
-                digest.update(f"{name} {tuple(value.shape)}\n".encode())
-                digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
-
-    def preprocess(self, size: int | tuple[int, int] | None = None) -> Preprocess:
-        """The weights' own preprocessing, at another picture size (pixels; (H, W) or one number) if given.
-
-        A size that the patch does not divide is a RequestError that names the nearest ones.
-        """
-        height, width = self.native.size if size is None else (size, size) if isinstance(size, int) else size
-        self._check_size(height, width)
-        return Preprocess((height, width), self.native.mean, self.native.std, self.native.interpolation)
-
-    def _check_size(self, *size: int) -> None:
-        if any(side < patch or side % patch for side, patch in zip(size, self.patch, strict=True)):
-            near = [
-                str(side)
-                if side >= patch and not side % patch
-                else " or ".join(str(n) for n in (side // patch * patch, side // patch * patch + patch) if n > 0)
-                or str(patch)
-                for side, patch in zip(size, self.patch, strict=True)
-            ]
-            raise RequestError(
-                f"Pictures of {size[0]} x {size[1]} pixels were asked for, but the patches of {self.name} are "
-                f"{self.patch[0]} x {self.patch[1]} pixels: the nearest sizes are "
-                f"{near[0]} (height) and {near[1]} (width); take one of these."
-            )
-
-    # ---------------------------------------------------------------------------------------------- forward
 
     def forward(self, images: Tensor, contacts: Contacts | None = None, *, pooled_only: bool = False) -> Activations:
         """images [B, 3, H, W] (normalised), with a method's contacts or none -> Activations.
@@ -213,19 +120,6 @@ class Backbone(nn.Module):
                 reduce_include_prefix=self.vit.pool_include_prefix,
             )
         return self._call("fc_norm", x, c)
-
-    def _in_effect(self, contacts: Contacts | None) -> Contacts:
-        """What a pass with these contacts has to ask: nothing where they are merged; RequestError where others are."""
-        if contacts is None:
-            return self._no_contacts
-        if self.merged is None:
-            return contacts
-        if contacts is self.merged[0]:
-            return self._no_contacts
-        raise RequestError(
-            f"The tensors of {self.name} have another method merged into them: call vitgraft.merge.unmerge with its "
-            "model first, or load the weights once more."
-        )
 
     def _embed(self, images: Tensor, c: Contacts) -> tuple[Tensor, tuple[int, int]]:
         """Patches, position embedding resampled to their grid, prefix tokens: [B, 3, H, W] -> [B, P+N, D]."""
@@ -311,11 +205,3 @@ class Backbone(nn.Module):
             return compute(x, own.get("weight", module.weight), own.get("bias", module.bias))
         tensors = c.tensors(path, module)
         return functional_call(module, tensors, (x,)) if tensors else module(x)
-
-
-def drop_path(x: Tensor, rate: float) -> Tensor:
-    """Stochastic depth (Huang et al. 2016): zeroes samples of x [B, ...] with probability `rate`, rescales the rest."""
-    if rate == 0.0:
-        return x
-    keep = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(1 - rate)
-    return x * keep / (1 - rate)

@@ -23,9 +23,9 @@ from timm.layers import Attention, PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
+from ..common.errors import RequestError, WorkError, near_misses
+from ..common.files import replacing
 from . import packages
-from .errors import RequestError, WorkError, near_misses
-from .files import replacing
 from .packages import NotHereError
 
 PICKLED = (".pth", ".pt", ".bin")

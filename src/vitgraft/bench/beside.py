@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import RequestError
-from ..settings import AUGMENTATIONS, NORMALISATIONS
+from ..common.errors import RequestError
+from ..common.settings import AUGMENTATIONS, NORMALISATIONS
 from . import protocols, published
 from .reading import Paired, Row, Spread, Table, averages, paired
 from .record import Record
@@ -207,7 +207,7 @@ def _normalisation(mean: Sequence[float], std: Sequence[float]) -> str:
 
 def _arguments(row: Row) -> list[str]:
     """The arguments in which a row of ours is not its method as it is by default, or as its protocol has it."""
-    from .. import method as methods
+    from .. import methods
 
     found: dict[str, Any] = {}
     for record in row.records:

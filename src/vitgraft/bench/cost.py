@@ -18,13 +18,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RequestError
+from ..common.errors import RequestError
 from . import provenance, record
 from .record import Job, Record
 
 if TYPE_CHECKING:
-    from ..backbone import Backbone
-    from ..settings import Settings
+    from ..backbones import Backbone
+    from ..common.settings import Settings
     from .grid import Grid
 
 TIMED = 8  # pictures of the timed step on a CPU; a GPU takes a whole batch
@@ -132,7 +132,7 @@ class Estimate:
 
     def _count(self, job: Job) -> PerPicture:
         """Of a step with one picture: what is done once a step, as forming a merged weight is, counts in full."""
-        from .. import cost
+        from ..engine import cost
 
         model, images, targets = self._model(job, 1)
         model.train()
@@ -144,7 +144,7 @@ class Estimate:
         """The job's model, ready to train, with n random pictures and their classes."""
         import torch
 
-        from .. import task as kinds
+        from .. import tasks as kinds
         from ..model import build
 
         settings = _settings(job)
@@ -174,8 +174,9 @@ class Estimate:
         """The same, from the last of the training steps that it takes until a step is as fast as those of a fit."""
         import torch
 
-        from ..step import WARM, Step
-        from ..training import fabric, optimiser
+        from ..engine.devices import fabric
+        from ..engine.step import WARM, Step
+        from ..training.loop import optimiser
 
         settings = _settings(job)
         launched = fabric(settings)
@@ -200,8 +201,8 @@ class Estimate:
 
 def _settings(job: Job) -> Settings:
     """The settings of a job's fit, defaults included."""
-    from .. import fitting
-    from .. import task as kinds
+    from .. import tasks as kinds
+    from ..training import fitting
 
     options = {n: v for n, v in {**job.settings, **job.arguments}.items() if n not in record.OF_FIT}
     return fitting.sort_options(kinds.find("classify"), job.method, False, options)[0]

@@ -9,11 +9,11 @@ from importlib import resources
 from pathlib import Path
 from statistics import fmean
 
-from ..charts import Dots, dots, standalone
-from ..errors import RequestError
-from ..files import make_folder, write_bytes
-from ..page import duration, percent, size
-from ..scatter import Point, scatter
+from ..common.errors import RequestError
+from ..common.files import make_folder, write_bytes
+from ..pages.charts import Dots, dots, standalone
+from ..pages.page import duration, percent, size
+from ..pages.scatter import Point, scatter
 from .paired import bootstrap
 from .reading import COSTS, Paired, Spread, Table, compare, pareto
 
@@ -32,7 +32,7 @@ class Picture:
 def export(pictures: Iterable[Picture], folder: Path) -> None:
     """Each picture as an SVG file."""
     make_folder(folder)
-    style = resources.files("vitgraft").joinpath("assets/report.css").read_text("utf-8")
+    style = resources.files("vitgraft.pages").joinpath("report.css").read_text("utf-8")
     for picture in pictures:
         write_bytes(folder / f"{picture.file}.svg", standalone(picture.html, style).encode("utf-8", errors="replace"))
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import WorkError
+from ..common.errors import WorkError
 
 TRIES, PAUSE = 5, 0.02  # seconds; `is_held` takes a free lock for an instant, which must not look like a running job
 

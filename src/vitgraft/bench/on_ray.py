@@ -20,8 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import RequestError, VitgraftError, WorkError
-from . import grid, locks, provenance
+from ..common.errors import RequestError, VitgraftError, WorkError
+from . import locks, provenance, work
 from .record import Job
 
 RETRIES = 3  # of a run whose worker died: enough for machines that go, and an end for a run that kills each of them
@@ -66,13 +66,13 @@ class OnRay:
         """
         import ray
 
-        if not any(grid.is_open(job, out, begun) for job in jobs):
+        if not any(work.is_open(job, out, begun) for job in jobs):
             return
         with _connected(self.address), tempfile.NamedTemporaryFile(dir=out.absolute(), prefix=".ray-") as token:
             task: Any = ray.remote(_do).options(max_retries=RETRIES, **self._place(say))
 
             def started(some: Iterable[Job]) -> dict[Any, Job]:
-                left = [job for job in some if grid.is_open(job, out, begun)]
+                left = [job for job in some if work.is_open(job, out, begun)]
                 return {task.remote(job, token.name, fit, begun, os.getcwd()): job for job in left}
 
             running = started(jobs)
@@ -162,7 +162,7 @@ def _tell(ended: Any, job: Job, out: Path, say: Callable[[str], None]) -> None:
         ) from error
     except exceptions.RayError as error:
         how = f"Its worker died {RETRIES + 1} times ({type(error).__name__})"
-        grid.give_up(job, out, f"{how}: look for a lack of memory, or for the reason in the logs of Ray.", say)
+        work.give_up(job, out, f"{how}: look for a lack of memory, or for the reason in the logs of Ray.", say)
 
 
 def _do(job: Job, token: str, fit: Callable[..., Any] | None, begun: float, folder: str) -> list[str]:
@@ -177,7 +177,7 @@ def _do(job: Job, token: str, fit: Callable[..., Any] | None, begun: float, fold
     with suppress(OSError):  # a machine without it has no use for relative paths either, and the fit will say so
         os.chdir(folder)
     said: list[str] = []
-    while not grid.do(job, out, fit, begun, owner=owner, say=said.append):
+    while not work.do(job, out, fit, begun, owner=owner, say=said.append):
         if said or not locks.is_left_by(out / "locks" / job.key, owner):
             break
         # A worker of this same start has died at it: its lock is free once the last of its processes has ended.

@@ -7,9 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import page
-from ..errors import RequestError
-from ..page import duration, name, section, size
+from ..common.errors import RequestError
+from ..pages import page
+from ..pages.page import duration, name, section, size
 from . import figures, protocols
 from .figures import Picture
 from .layout import per_cent

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import RequestError, near_misses
-from ..settings import Settings
+from ..common.errors import RequestError, near_misses
+from ..common.settings import Settings
 from . import shipped
 from .suites import Suite
 from .suites import find as find_suite

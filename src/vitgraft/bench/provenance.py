@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..errors import RequestError
+from ..common.errors import RequestError
 
 PACKAGE = Path(__file__).parents[1]
 # Files that say what the pictures show are hashed byte by byte, pictures by name and size: reading them takes minutes.

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import RequestError, near_misses
-from ..settings import NORMALISATIONS
+from ..common.errors import RequestError, near_misses
+from ..common.settings import NORMALISATIONS
 from . import shipped
 from .protocols import EPOCHS
 from .suites import Suite

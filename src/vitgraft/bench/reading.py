@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from ..errors import RequestError, near_misses
-from ..files import read_json
+from ..common.errors import RequestError, near_misses
+from ..common.files import read_json
 from . import record
 from .grouped import grouped
 from .paired import bootstrap, signed_rank

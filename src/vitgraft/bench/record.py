@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import files
-from ..errors import RequestError, WorkError
-from ..settings import FREE, Settings, as_kept
+from ..common import files
+from ..common.errors import RequestError, WorkError
+from ..common.settings import FREE, Settings, as_kept
 from . import provenance
 
 if TYPE_CHECKING:

@@ -17,13 +17,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from .. import files
-from ..errors import RequestError, near_misses
-from . import grid, record, shipped
-from .grid import Fit, Grid, Say, Workers
+from ..common import files
+from ..common.errors import RequestError, near_misses
+from . import grid, record, shipped, work
+from .grid import Grid, Workers
 from .grouped import grouped
 from .locks import alone, is_held
 from .record import Job
+from .work import Fit, Say
 
 FORMAT = "vitgraft bench choices 2"
 FOLDER, FILE = "search", "choices.json"  # in the benchmark's folder
@@ -264,9 +265,9 @@ def _trial(runs: Sequence[Job], options: Options, out: Path) -> Trial | None:
     """What came of a trial; None where something has not yet."""
     values, reasons = [], []
     for job in runs:
-        if grid.is_done(job, out):
+        if work.is_done(job, out):
             values.append(record.read(out / "records" / f"{job.key}.json").value)
-        elif not is_held(out / "locks" / job.key) and (failure := grid.failure_of(out, job.key)):
+        elif not is_held(out / "locks" / job.key) and (failure := work.failure_of(out, job.key)):
             reasons.append(str(failure["reason"]))
         else:
             return None
@@ -316,12 +317,12 @@ def search(
 
     Choices of earlier searches in the same folder stay. fit, workers, say: as in `grid.run`.
     """
-    folder = grid.prepare(base.suite, out / FOLDER)
+    folder = work.prepare(base.suite, out / FOLDER)
     _told(base, out)  # a file that cannot be added to says so before the work, not after it
     waiting = list(found)
     while waiting:
         pending = [job for study in waiting for job in study.pending]
-        if left := [job for job in pending if not grid.is_done(job, folder)]:
+        if left := [job for job in pending if not work.is_done(job, folder)]:
             grid.spread(left, folder, fit=fit, workers=workers, say=say)
         waiting = [study for study in waiting if study.take(folder) and not study.finished]
     made: dict[str, dict[str, Choice]] = {}

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import RequestError, near_misses
+from ..common.errors import RequestError, near_misses
 
 HERE = Path(__file__).parent
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RequestError, near_misses
+from ..common.errors import RequestError, near_misses
 from . import shipped
 
 if TYPE_CHECKING:

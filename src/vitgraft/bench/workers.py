@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import RequestError, WorkError
-from . import grid, locks
+from ..common.errors import RequestError, WorkError
+from . import locks, work
 from .record import Job
 
 
@@ -38,16 +38,16 @@ class Processes:
         the rest. WorkError where processes end before they begin a job.
         """
         if self.count == 1:
-            grid.work(jobs, out, fit, begun, say=say)
+            work.work(jobs, out, fit, begun, say=say)
             return
         # Not forked: a process that has used torch's threads or a GPU cannot be.
         context = multiprocessing.get_context("spawn")
-        while left := [job for job in jobs if grid.is_open(job, out, begun)]:
+        while left := [job for job in jobs if work.is_open(job, out, begun)]:
             started = {}
             for _ in range(min(self.count, len(left))):
                 owner = uuid.uuid4().hex
                 process = context.Process(
-                    target=grid.work, args=(left, out, fit, begun), kwargs={"owner": owner, "say": say}
+                    target=work.work, args=(left, out, fit, begun), kwargs={"owner": owner, "say": say}
                 )
                 process.start()
                 started[owner] = process
@@ -60,7 +60,7 @@ class Processes:
                     process.join()
                 raise
             lost = [_give_up(left, out, owner, process.exitcode or 0, say) for owner, process in started.items()]
-            if not any(lost) and all(grid.is_open(job, out, begun) for job in left):
+            if not any(lost) and all(work.is_open(job, out, begun) for job in left):
                 codes = {process.exitcode for process in started.values()}
                 raise WorkError(
                     f"The {len(started)} worker processes ended before they did a run (exit code "
@@ -74,5 +74,5 @@ def _give_up(jobs: Sequence[Job], out: Path, owner: str, code: int, say: Callabl
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     reason = f"The process that did it {how}: look for a lack of memory, or use fewer workers."
     for job in (job for job in jobs if job.key in names):
-        grid.give_up(job, out, reason, say)
+        work.give_up(job, out, reason, say)
     return bool(names)

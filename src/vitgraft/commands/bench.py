@@ -10,13 +10,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..errors import RequestError, WorkError
-from ..files import write_json
-from ..words import lists, values
-from . import beside, layout, protocols, reading, search, shipped, suites
-from .grid import Grid, Workers, plan, prepare, run
-from .suites import Suite
-from .workers import Processes
+from ..bench import beside, layout, protocols, reading, search, shipped, suites
+from ..bench.grid import Grid, Workers, plan, prepare, run
+from ..bench.suites import Suite
+from ..bench.workers import Processes
+from ..common.errors import RequestError, WorkError
+from ..common.files import write_json
+from .options import lists, values
 
 PUBLISHED = "published"
 IDENTITY = "bench.json"  # suite and protocol of a folder of results; a second command has to agree
@@ -113,7 +113,7 @@ def _workers(given: argparse.Namespace) -> Workers:
     asked = {"address": given.ray_address, "cpus": given.ray_cpus}
     of_ray = {name: value for name, value in asked.items() if value is not None}
     if given.workers == "ray":
-        from .on_ray import OnRay
+        from ..bench.on_ray import OnRay
 
         return OnRay(**of_ray)
     if of_ray:
@@ -153,8 +153,8 @@ def _identity(out: Path) -> tuple[Suite, str]:
 
 def _planned(given: argparse.Namespace, made: Grid) -> list[str]:
     """Where the grid stands, and what is left of it costs."""
-    from ..backbone import Backbone
-    from . import cost
+    from ..backbones import Backbone
+    from ..bench import cost
 
     out = Path(given.out)
     found = plan(made, out)
@@ -210,9 +210,9 @@ def _grid(given: argparse.Namespace) -> Grid:
     if choosing:
         data = fitted
     _check_tests(suite, data)
-    from .. import fitting
-    from .. import task as kinds
-    from ..backbone import Backbone
+    from .. import tasks as kinds
+    from ..backbones import Backbone
+    from ..training import fitting
 
     over = _over(given) if choosing else None
     for own, tried in product(methods.values(), over.points() if over else [{}]):
@@ -270,7 +270,7 @@ def _shown(given: argparse.Namespace) -> str:
     published = beside.beside(table) if PUBLISHED in given.against else None
     gaps = reading.gaps(table, out)
     if given.html:
-        from . import page
+        from ..bench import page
 
         against = bases[0] if bases else None
         page.write(given.html, table, gaps=gaps, against=against, beside=published, pictures=given.svg)

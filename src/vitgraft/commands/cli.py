@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_hints
 
-from . import __version__
-from .errors import RequestError, VitgraftError, WorkError, near_misses
-from .settings import Settings
-from .words import values
+from .. import __version__
+from ..common.errors import RequestError, VitgraftError, WorkError, near_misses
+from ..common.settings import Settings
+from .options import values
 
 if TYPE_CHECKING:
-    from .method import Method
+    from ..method import Method
 
 BACKBONE = "vit_base_patch16_224"
 BENCH = "methods x tasks x seeds as one resumable grid, and its table"
@@ -67,7 +67,7 @@ def parser(method: type[Method] | None = None, *, with_bench: bool = False) -> a
     methods.add_argument("--json", action="store_true", help="JSON on standard output")
 
     if with_bench:
-        from .bench import command as bench
+        from . import bench
 
         bench.arguments(_command(commands, "bench", bench.command, BENCH))
     else:  # its options come from data files, which `vitgraft --help` need not read
@@ -167,7 +167,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     about = f"see `{given.parser.prog} --help`"
     owners: list[str] = []
     if given.command == "fit":
-        from . import method as methods
+        from .. import methods
 
         found = methods.find(given.method)
         given, rest = parser(found).parse_known_args(words)
@@ -186,8 +186,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _fit(given: argparse.Namespace) -> None:
-    from .fitting import fit
-    from .show import first_process
+    from ..common.progress import first_process
+    from ..training.fitting import fit
 
     own = ("command", "do", "parser", "data")
     options: dict[str, Any] = {
@@ -204,7 +204,7 @@ def _fit(given: argparse.Namespace) -> None:
 
 
 def _evaluate(given: argparse.Namespace) -> None:
-    from .run import Run
+    from ..adapters.run import Run
 
     found = Run(given.run, given.backbone).evaluate(given.data, given.split, skip_bad=given.skip_bad, quiet=given.json)
     if given.json:
@@ -214,8 +214,8 @@ def _evaluate(given: argparse.Namespace) -> None:
 
 
 def _predict(given: argparse.Namespace) -> None:
-    from .run import Run
-    from .saving import make_new_folder, save_predictions
+    from ..adapters.predictions import make_new_folder, save_predictions
+    from ..adapters.run import Run
 
     run = Run(given.run, given.backbone)
     if given.out:
@@ -232,8 +232,8 @@ def _predict(given: argparse.Namespace) -> None:
 
 
 def _check(given: argparse.Namespace) -> None:
-    from .data.check import check
-    from .show import Show
+    from ..common.progress import Show
+    from ..data.check import check
 
     with Show(quiet=given.json) as show:
         problems = check(given.data, given.task, progress=show.bar("reading", "pictures"))
@@ -246,8 +246,8 @@ def _check(given: argparse.Namespace) -> None:
 
 
 def _merge(given: argparse.Namespace) -> None:
-    from .merge import export
-    from .run import Run
+    from ..adapters.merge import export
+    from ..adapters.run import Run
 
     found = export(Run(given.run, given.backbone), given.out)
     if given.json:
@@ -267,18 +267,19 @@ def _merge(given: argparse.Namespace) -> None:
 
 
 def _info(given: argparse.Namespace) -> None:
-    from .run import Run
+    from ..adapters.run import Run
 
     result = Run(given.run).result
     print(json.dumps(result, ensure_ascii=False) if given.json else _summary(result))
 
 
 def _methods(given: argparse.Namespace) -> None:
-    from . import catalogue, method
+    from .. import methods
+    from ..pages import catalogue
 
     if given.json:
         if given.name:
-            method.find(given.name)
+            methods.find(given.name)
         rows = [row for row in catalogue.table() if given.name in (None, row["name"])]
         print(json.dumps(rows, ensure_ascii=False))
     else:
@@ -286,8 +287,8 @@ def _methods(given: argparse.Namespace) -> None:
 
 
 def _get(given: argparse.Namespace) -> None:
+    from ..common.progress import Show
     from .get import get
-    from .show import Show
 
     with Show() as show:
 

@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import digits, report
-from .backbone import Backbone
-from .errors import RequestError
-from .fitting import fit
-from .run import Run
-from .show import Show
+from ..adapters.run import Run
+from ..backbones import Backbone
+from ..common.errors import RequestError
+from ..common.progress import Show
+from ..pages import report
+from ..training.fitting import fit
+from . import digits
 
 BACKBONE = "vit_base_patch16_224"
 SIZE = 64  # pixels: 4 x 4 patches, so that two cores are enough

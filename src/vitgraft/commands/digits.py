@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .errors import RequestError, near_misses
+from ..common.errors import RequestError, near_misses
 
 Generator = np.random.Generator
 INKS = ((27, 38, 79), (38, 36, 40), (92, 46, 22), (24, 74, 64))

@@ -24,11 +24,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import files
-from .bench import shipped, suites
-from .bench.locks import held
-from .bench.suites import Suite, TaskOf
-from .errors import RequestError, VitgraftError, WorkError
+from ..bench import shipped, suites
+from ..bench.locks import held
+from ..bench.suites import Suite, TaskOf
+from ..common import files
+from ..common.errors import RequestError, VitgraftError, WorkError
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]  # bytes done, bytes in all

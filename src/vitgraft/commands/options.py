@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .errors import RequestError
+from ..common.errors import RequestError
 
 
 def values(words: Sequence[str], where: str, example: str) -> dict[str, Any]:

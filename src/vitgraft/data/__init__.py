@@ -1,6 +1,6 @@
 """From pictures on disk to batches: what a folder holds, how a picture is prepared, in which order it is seen."""
 
-from .batch import Batch
+from .batch import Batch, LoadedPictures
 from .dataset import DataSet, Split, read
 from .loader import Pictures, epoch_batches, even_batches
 from .pictures import BadPicture, open_picture, to_rgb
@@ -10,6 +10,7 @@ __all__ = [
     "BadPicture",
     "Batch",
     "DataSet",
+    "LoadedPictures",
     "Pictures",
     "Preprocess",
     "Split",

@@ -16,11 +16,11 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from ..errors import RequestError
-from .batch import IGNORED
-from .masks import sample
+from ..common.errors import RequestError
 from .objects import Objects
 from .preprocess import Preprocess
+from .segmentations import sample
+from .truth import IGNORED
 
 STRIDE = 32  # sides of a batch are multiples of it
 ONE_CLASS = 0.75  # a crop of which one class takes more than this is drawn again (as mmsegmentation's recipes do) ...

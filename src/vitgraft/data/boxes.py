@@ -10,12 +10,12 @@ from xml.etree import ElementTree
 import yaml  # type: ignore[import-untyped]
 from PIL import Image
 
-from ..errors import RequestError
-from .batch import DenseSet, DenseSplit, Problem, by_split
+from ..common.errors import RequestError
 from .layouts import folders, read_class_names, some, text_lines
 from .masks import files
-from .objects import Fault, Row, check_box, check_class, described, gather
+from .objects import Fault, Row, check_box, check_class, gather
 from .pictures import reason_of
+from .truth import DenseSet, DenseSplit, Problem, by_split, described
 
 VOC = "JPEGImages/ with Annotations/STEM.xml and ImageSets/Main/SPLIT.txt"
 YOLO = "images/SPLIT/FILE with labels/SPLIT/STEM.txt and data.yaml or classes.txt"

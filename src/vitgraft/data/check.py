@@ -7,14 +7,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ..errors import RequestError
-from .batch import DenseSet, Problem
+from ..common.errors import RequestError
 from .dataset import read
 from .dense import examine, unreadable
 from .layouts import LISTS, read_class_names, some, text_lines
 from .masks import files
 from .pictures import BadPicture, open_picture
 from .recognise import recognise, survey
+from .truth import DenseSet, Problem
 
 Progress = Callable[[int, int], None]
 

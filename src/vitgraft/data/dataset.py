@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import RequestError, near_misses
+from ..common.errors import RequestError, near_misses
 from .layouts import LAYOUTS, Found, folders, recognise, some
 
 

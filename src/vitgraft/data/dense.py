@@ -13,13 +13,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import RequestError, WorkError
+from ..common.errors import RequestError, WorkError
 from .augment import STRIDE, Augment, Truth, evaluation_view, prepared
-from .batch import Batch, DenseSplit, Problem
+from .batch import Batch
 from .loader import AS_THEY_ARE, even_batches, loaded
 from .masks import BadTruth, load_mask
 from .pictures import BadPicture, open_picture
 from .preprocess import Preprocess
+from .truth import DenseSplit, Problem
 
 _CHUNK = 32  # pictures that a worker process looks at in one go when all are checked
 Item = tuple[Tensor, tuple[int, int], Any, int]  # pixels, (h, w) inside the padding, target, index

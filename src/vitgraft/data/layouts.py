@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import RequestError, near_misses
+from ..common.errors import RequestError, near_misses
 
 LAYOUTS = (
     "train/CLASS/picture (val/ and test/ beside train/, if there are any), CLASS/picture, "

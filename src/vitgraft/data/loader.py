@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import RequestError, WorkError
+from ..common.errors import RequestError, WorkError
 from .batch import Batch
 from .dataset import Split
 from .pictures import BadPicture, open_picture

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import WorkError
-from .batch import IGNORED, DenseSet, DenseSplit, Problem, by_split
+from ..common.errors import WorkError
 from .layouts import folders, read_class_names, some, text_lines
 from .pictures import reason_of
+from .truth import IGNORED, DenseSet, DenseSplit, Problem, by_split
 
 LAYOUT = (
     "images/SPLIT/FILE with masks/SPLIT/STEM.png and classes.txt (SPLIT: train, val, test), or ADEChallengeData2016"

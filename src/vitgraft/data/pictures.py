@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import WorkError
+from ..common.errors import WorkError
 
 
 class BadPicture(WorkError):  # noqa: N818

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import RequestError, near_misses
-from ..settings import Triple
+from ..common.errors import RequestError, near_misses
+from ..common.settings import Triple
 from .pictures import open_picture, to_rgb
 
 

@@ -6,16 +6,16 @@ import os
 import re
 from pathlib import Path
 
-from ..errors import RequestError, near_misses
-from . import boxes, masks, objects
-from .batch import DenseSet, Problem, refuse
+from ..common.errors import RequestError, near_misses
+from . import boxes, coco, masks
 from .dataset import check_data_folder
+from .truth import DenseSet, Problem, refuse
 
 TASKS = ("classify", "segment", "detect", "instance")
 LAYOUTS = {
     "segment": masks.LAYOUT,
-    "detect": f"{objects.LAYOUT}; {boxes.VOC}; {boxes.YOLO}",
-    "instance": objects.LAYOUT,
+    "detect": f"{coco.LAYOUT}; {boxes.VOC}; {boxes.YOLO}",
+    "instance": coco.LAYOUT,
 }
 # A segmentation that is not empty: run lengths, or a list with something in it.
 _SEGMENTATION = re.compile(rb'"segmentation"\s*:\s*(\{|\[\s*[^\s\]])')
@@ -29,7 +29,7 @@ def recognise(root: str | os.PathLike[str]) -> str:
     """
     root = Path(root).expanduser()
     check_data_folder(root)
-    files = objects.coco_files(root)
+    files = coco.coco_files(root)
     found = []
     if _is_masks(root):
         found.append("segment")
@@ -85,8 +85,8 @@ def survey(
         )
     if task == "segment" and _is_masks(root):
         return masks.read_masks(root, classes, problems), problems
-    if task != "segment" and objects.coco_files(root):
-        return objects.read_coco(root, task, classes, problems), problems
+    if task != "segment" and coco.coco_files(root):
+        return coco.read_coco(root, task, classes, problems), problems
     if task == "detect" and _is_voc(root):
         return boxes.read_voc(root, classes, problems), problems
     if task == "detect" and _is_yolo(root):

@@ -12,14 +12,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from .data import Preprocess, even_batches
-from .data.batch import Batch, moved
-from .features import Activations
-from .model import Model
-from .settings import Settings
-from .shelf import DTYPE, Shelf, picture_digests
-from .task import Loaded
-from .weights import cache_folder
+from ..backbones.weights import cache_folder
+from ..common.settings import Settings
+from ..data import Preprocess, even_batches
+from ..data.batch import Batch, LoadedPictures, moved
+from ..features import Activations
+from ..model import Model
+from .activations_on_disk import DTYPE, Shelf, picture_digests
 
 
 class ActivationStore:
@@ -81,7 +80,13 @@ class Store(Protocol):
 
 
 def activation_store(
-    model: Model, pictures: Loaded, preprocess: Preprocess, settings: Settings, fabric: Fabric, *, keep: bool = True
+    model: Model,
+    pictures: LoadedPictures,
+    preprocess: Preprocess,
+    settings: Settings,
+    fabric: Fabric,
+    *,
+    keep: bool = True,
 ) -> Store | None:
     """Room for the activations of the pictures: in memory in the precision of the run, or on disk in bf16, as the
     settings say. keep: False only rounds, as either of them would, and so does a picture that is another one in every
@@ -115,7 +120,7 @@ def activation_store(
     return ActivationStore(n, int(settings.memory * 2**30) if keep else 0, dtype)
 
 
-def _digests(pictures: Loaded) -> list[str]:
+def _digests(pictures: LoadedPictures) -> list[str]:
     """What view v of picture i is known by, at v * n + i."""
     plain = picture_digests(pictures.paths)
     return [f"{digest}/{view}/{i}" if view else digest for view in pictures.views for i, digest in enumerate(plain)]
@@ -134,7 +139,7 @@ def recall(model: Model, store: Store | None, indices: Tensor, images: Tensor) -
 def fill(
     model: Model,
     store: Store,
-    pictures: Loaded,
+    pictures: LoadedPictures,
     images_of: Callable[[Batch], Tensor],
     size: int,
     *,

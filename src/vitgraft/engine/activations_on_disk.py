@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import RequestError
-from .features import Activations
-from .files import replacing, write_json
+from ..common.errors import RequestError
+from ..common.files import replacing, write_json
+from ..features import Activations
 
 FORMAT = 1
 DTYPE = torch.bfloat16

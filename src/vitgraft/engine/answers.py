@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
-from .cache import Store, recall
-from .data import Batch, Preprocess
-from .model import Model
-from .task import Answer, Loaded
+from ..data import Batch, LoadedPictures, Preprocess
+from ..features import Activations
+from ..model import Model
+from .activations import Store, recall
+
+Answer = Callable[[Model, Tensor, Activations | None, list[tuple[int, int]]], Any]
+
+
+def ask(model: Model, images: Tensor, activations: Activations | None, sizes: list[tuple[int, int]]) -> Any:
+    """The head's predictions on images [B, 3, H, W]."""
+    return model(images, None, activations, sizes)
 
 
 def answers(
     model: Model,
-    pictures: Loaded,
+    pictures: LoadedPictures,
     preprocess: Preprocess,
     fabric: Fabric,
     ask: Answer,

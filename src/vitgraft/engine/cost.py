@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .model import Model
-from .remake import watched
+from ..kernels.recompute import watched
+from ..model import Model
 
 
 def parameters(model: Model) -> dict[str, int]:

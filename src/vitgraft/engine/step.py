@@ -14,8 +14,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from .features import Activations
-from .model import Model
+from ..features import Activations
+from ..model import Model
 
 WARM = 3  # steps that are launched one kernel at a time, in which libraries set up what no graph may hold
 

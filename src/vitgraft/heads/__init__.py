@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RequestError, near_misses
+from ..common.errors import RequestError, near_misses
 
 if TYPE_CHECKING:
     from torch import nn

@@ -12,9 +12,9 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference, maskrcnn_loss
 from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 
-from ..batchnorm import BatchNorm
-from ..errors import RequestError
+from ..common.errors import RequestError
 from ..features import Features
+from ..kernels.batchnorm import BatchNorm
 from .detect import ANCHORS, Proposals, Record, predictions, roi_heads, with_background
 
 # Of each stage: the overlap (IoU) that makes a box an object's, the box coder's weights, the weight of its losses.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from timm.layers import LayerNorm2d
 from torch import nn
 
-from ..errors import RequestError
+from ..common.errors import RequestError
 from ..features import Features
 
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from ..batchnorm import BatchNorm
-from ..errors import RequestError
+from ..common.errors import RequestError
 from ..features import Features
+from ..kernels.batchnorm import BatchNorm
 from .fpn import FPN, widen
 
 IGNORED = 255

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .remake import again
+from .recompute import again
 
 
 class BatchNorm(nn.Module):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .effective import compute_dtype
+from .linear import compute_dtype
 
 AT_ONCE = 2**21  # bytes of the wide tensor on a processor: what the caches hold
 

@@ -1,4 +1,4 @@
-"""Linear layers that are computed on their changed weight, also while the change trains."""
+"""Linear layers: changed ones, as one product on their changed weight also while the change trains; frozen ones."""
 
 from __future__ import annotations
 
@@ -8,10 +8,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .contacts import Change
+
+class Change(nn.Module):
+    """Other values in the place of one layer's own: `(W, b)` becomes `merged(W, b)`.
+
+    A subclass gives `merged`, which is the method's definition and what a merge writes. On linear layers it may
+    override `forward`, where the same product is cheaper without forming the merged weight.
+    """
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """weight [out, in] of a linear layer, [out] of a LayerNorm, [out, 3, p, p] of the patch embedding; bias [out]
+        or None -> the same shapes."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Of a linear layer: x [B, P+N, in] -> [B, P+N, out]."""
+        return F.linear(x, *self.merged(weight, bias))
 
 
 class Effective(Change):

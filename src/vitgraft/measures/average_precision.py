@@ -12,11 +12,11 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval import mask as rle
 from torch import Tensor
 
+from ..common.errors import WorkError
 from .coco import Result, dataset, results, xywh
-from .errors import WorkError
 
 if TYPE_CHECKING:
-    from .data.objects import Objects
+    from ..data.objects import Objects
 
 KINDS = {"box": "bbox", "mask": "segm"}  # our word and COCO's
 # Where COCO's list of twelve numbers has ours.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from .data.objects import Objects
+    from ..data.objects import Objects
 
 Result = dict[str, Any]  # one found object in COCO's results format
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .data.batch import IGNORED
-from .errors import WorkError
+from ..common.errors import WorkError
+from ..data.truth import IGNORED
 
 KEPT = 6  # best and as many worst pictures whose masks are kept to be looked at
 EDGE = 640  # pixels of their longer side at most

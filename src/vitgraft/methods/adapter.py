@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..backbone import Backbone
-from ..bottleneck import Bottleneck
+from ..backbones import Backbone
+from ..kernels.bottleneck import Bottleneck
 from ..method import Method, check_positive
 
 SUBLAYERS = {"houlsby": ("attn", "mlp"), "pfeiffer": ("mlp",)}

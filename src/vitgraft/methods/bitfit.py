@@ -1,6 +1,6 @@
 """BitFit: only the biases train."""
 
-from ..backbone import Backbone
+from ..backbones import Backbone
 from ..method import Method
 
 

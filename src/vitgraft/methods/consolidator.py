@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..backbone import Backbone, drop_path
-from ..contacts import Change
-from ..effective import Effective, cast_once, frozen_linear
-from ..errors import RequestError
+from ..backbones.base import Backbone, drop_path
+from ..common.errors import RequestError
+from ..kernels.linear import Change, Effective, cast_once, frozen_linear
 from ..method import Method, check_share
 
 LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import Backbone
-from ..bottleneck import widen
+from ..backbones import Backbone
+from ..kernels.bottleneck import widen
 from ..method import Method, check_positive, check_share, check_some
 
 

@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import Backbone
-from ..bottleneck import widen
-from ..contacts import Change
-from ..effective import frozen_linear
-from ..errors import RequestError
+from ..backbones import Backbone
+from ..common.errors import RequestError
+from ..kernels.bottleneck import widen
+from ..kernels.linear import Change, frozen_linear
 from ..method import Method, check_positive, check_share
 
 PER_BLOCK = {"attn.qkv": 3, "attn.proj": 1, "mlp.fc1": 4, "mlp.fc2": 4}

@@ -1,6 +1,6 @@
 """Full fine-tuning: every tensor of the backbone trains. The yardstick."""
 
-from ..backbone import Backbone
+from ..backbones import Backbone
 from ..method import Method
 
 

@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import Backbone, drop_path
-from ..batchnorm import BatchNorm
-from ..errors import RequestError
+from ..backbones.base import Backbone, drop_path
+from ..common.errors import RequestError
 from ..features import Activations, Features
-from ..feedforward import feedforward
+from ..kernels.batchnorm import BatchNorm
+from ..kernels.feedforward import feedforward
+from ..kernels.recompute import checkpointed, remade
 from ..method import Method
-from ..remake import checkpointed, remade
 
 STAGES = 4
 

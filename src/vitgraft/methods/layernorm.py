@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ..backbone import Backbone
+from ..backbones import Backbone
 from ..method import Method
 
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import Backbone
-from ..bottleneck import widen
-from ..effective import Effective, compute_dtype, frozen_linear
+from ..backbones import Backbone
+from ..kernels.bottleneck import widen
+from ..kernels.linear import Effective, compute_dtype, frozen_linear
 from ..method import Method, check_positive, check_share, check_some
 
 THIRDS = ("q", "k", "v")  # of the fused qkv

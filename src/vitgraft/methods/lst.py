@@ -16,8 +16,8 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ..backbone import Backbone
-from ..errors import RequestError
+from ..backbones import Backbone
+from ..common.errors import RequestError
 from ..features import Activations, Features
 from ..method import Method, check_positive
 

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..backbone import Backbone
-from ..contacts import Change
-from ..errors import RequestError, near_misses
+from ..backbones import Backbone
+from ..common.errors import RequestError, near_misses
+from ..kernels.linear import Change
 from ..method import Method
 
 # peft takes a text as a pattern of the whole path; the name "proj" would be the patch embedding's too.

@@ -8,11 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..backbone import Backbone
-from ..bottleneck import widen
-from ..contacts import Change
-from ..effective import frozen_linear
-from ..errors import RequestError
+from ..backbones import Backbone
+from ..common.errors import RequestError
+from ..kernels.bottleneck import widen
+from ..kernels.linear import Change, frozen_linear
 from ..method import Method, check_positive, check_share
 
 

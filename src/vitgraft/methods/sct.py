@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import Backbone
-from ..contacts import Change, Contacts
-from ..effective import frozen_linear
-from ..errors import RequestError
+from ..backbones import Backbone
+from ..common.errors import RequestError
+from ..contacts import Contacts
+from ..kernels.linear import Change, frozen_linear
 from ..method import Method, check_positive
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..backbone import Backbone
-from ..contacts import Change
-from ..effective import frozen_linear
+from ..backbones import Backbone
+from ..kernels.linear import Change, frozen_linear
 from ..method import Method
 
 

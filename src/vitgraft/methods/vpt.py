@@ -11,7 +11,7 @@ import math
 import torch
 from torch import nn
 
-from ..backbone import Backbone
+from ..backbones import Backbone
 from ..method import Method, check_positive
 
 

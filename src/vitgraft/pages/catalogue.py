@@ -8,10 +8,10 @@ from typing import Any
 import timm
 import torch
 
-from . import method as methods
-from .backbone import Backbone
-from .method import Method
-from .weights import Loaded
+from .. import methods
+from ..backbones import Backbone
+from ..backbones.weights import Loaded
+from ..method import Method
 
 VIT_B16 = "vit_base_patch16_224"
 
@@ -21,7 +21,7 @@ def shape_of(architecture: str) -> Backbone:
     with torch.device("meta"):
         vit: Any = timm.create_model(architecture, num_classes=0, dynamic_img_size=True)
     half = (0.5, 0.5, 0.5)
-    return Backbone(Loaded(vit, architecture, "shapes only", architecture, half, half, "bicubic", (224, 224)))
+    return Backbone.of(Loaded(vit, architecture, "shapes only", architecture, half, half, "bicubic", (224, 224)))
 
 
 def attached(name: str, backbone: Backbone, **arguments: Any) -> Method:

@@ -8,8 +8,8 @@ from html import escape
 
 import torch
 
+from ..measures.accuracy import Evaluation, wilson
 from .charts import Bar, bars, heat_map
-from .classification import Evaluation, wilson
 from .page import gallery, name, percent, picture, section
 
 RIGHT, WRONG = 8, 16  # pictures shown of each kind

@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..common.errors import WorkError
+from ..data.pictures import open_picture
+from ..data.truth import IGNORED
+from ..measures.average_precision import NUMBERS, DetectEvaluation
+from ..measures.miou import SegmentEvaluation
 from . import drawing
-from .answers import BEST, MOST_BARS, PAIRS, WORST
 from .charts import Bar, bars
-from .data.batch import IGNORED
-from .data.pictures import open_picture
-from .detection import NUMBERS, DetectEvaluation
-from .errors import WorkError
+from .classification import BEST, MOST_BARS, PAIRS, WORST
 from .page import SPACE, interval_text, name, percent, section, tiles
 from .palette import colour, is_background
-from .segmentation import SegmentEvaluation
 
 SHOWN_WORST, SHOWN_BEST = 6, 4  # pictures, each with its truth
 EDGE, BYTES = 360, 20_000  # of an embedded drawing: pixels of its longer side, and its JPEG, at most

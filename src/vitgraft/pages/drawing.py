@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .data.batch import IGNORED
-from .data.masks import sample
+from ..data.segmentations import sample
+from ..data.truth import IGNORED
 from .lettering import Labels, Text, around, font_size
 from .palette import GREY, colour, is_background
 
 if TYPE_CHECKING:
-    from .data.objects import Objects
+    from ..data.objects import Objects
 
 FINE = 2  # shapes are drawn this many times as large, then reduced, so that their edges are smooth
 SMALLEST = 200  # pixels of the longer side below which a picture is enlarged, so that its labels can be read

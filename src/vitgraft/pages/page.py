@@ -14,9 +14,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from .data.pictures import open_picture
-from .errors import WorkError
-from .files import write_bytes
+from ..common.errors import WorkError
+from ..common.files import write_bytes
+from ..data.pictures import open_picture
 
 SPACE = "\u202f"  # narrow and unbreakable: between a number and its unit
 # Nothing outside the page may be loaded, whatever a class name says.
@@ -131,7 +131,7 @@ def gallery(pictures: Iterable[str], wide: bool = False) -> str:
 
 def document(title: str, header_html: str, body_html: str, footer: str) -> str:
     """The whole document, with its style inside."""
-    css = resources.files("vitgraft").joinpath("assets/report.css").read_text("utf-8")
+    css = resources.files("vitgraft.pages").joinpath("report.css").read_text("utf-8")
     return f"""<!doctype html>
 <html lang="en">
 <head>

@@ -10,26 +10,30 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from . import answers, heads, page
-from . import task as tasks
+from .. import heads
+from ..measures import Evaluation
+from . import classification as answers
+from . import page
 from .charts import Bar, Curve, bars, curves, strip
 from .page import duration, interval_text, name, percent, section, size, small_share
-from .task import Evaluation
 
 
 def write(
-    path: str | Path, *, result: dict[str, Any], metrics: list[dict[str, Any]], evaluation: Evaluation | None
+    path: str | Path,
+    *,
+    result: dict[str, Any],
+    metrics: list[dict[str, Any]],
+    evaluation: Evaluation | None,
+    sections: Sequence[str] = (),
 ) -> None:
     """Writes the page of one run to `path` (RUN/report.html).
 
     `result` is what result.json holds, `metrics` the lines of metrics.jsonl; what they lack is left out of the page.
-    Without `evaluation` the page says how to get a number. Raises WorkError when the file cannot be written.
+    `sections` is what the task shows of the evaluation, as HTML; without one the page says how to get a number.
+    Raises WorkError when the file cannot be written.
     """
     path = Path(path)
-    body = [_cost(result), _curves(metrics, str(result.get("metric") or "accuracy"))]
-    if evaluation is not None:
-        body += tasks.find(result.get("task", "classify")).sections(evaluation)
-    body.append(_settings(result))
+    body = [_cost(result), _curves(metrics, str(result.get("metric") or "accuracy")), *sections, _settings(result)]
     title = f"{_fitted(result)} on {_data_name(result)}"
     header = _headline(title, result, evaluation, path.parent)
     versions = result.get("versions") or {}

@@ -1,1 +1,19 @@
-"""One file per visual task."""
+"""One file per visual task, beside `base`, what a task is, and `dense`, what three of them share."""
+
+from __future__ import annotations
+
+from ..common import plugins
+from .base import Task
+
+_SHARED = ("base", "dense")
+
+
+def names() -> list[str]:
+    """The tasks that exist: the files of this folder."""
+    return [name for name in plugins.names(__name__) if name not in _SHARED]
+
+
+def find(name: str) -> Task:
+    """A task by name; RequestError with the near misses if there is no such file."""
+    cls: type[Task] = plugins.find(__name__, name, Task, "task", names())
+    return cls()

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from .. import answers as shown
 from .. import data
-from ..backbone import Backbone
-from ..classification import Evaluation
+from ..backbones import Backbone
+from ..common.settings import Settings
 from ..data import Batch, Pictures, Preprocess, Split
 from ..data.recipes import Recipe
-from ..settings import Settings
-from ..task import Prediction, Task
+from ..measures.accuracy import Evaluation
+from ..pages import classification as shown
+from .base import Prediction, Task
 
 
 class Classify(Task):

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from . import dense_report
-from .backbone import Backbone
-from .data import BadPicture, Batch, Preprocess, open_picture
-from .data.augment import Augment
-from .data.batch import DenseSet, DenseSplit
-from .data.dense import DensePictures
-from .data.objects import Objects
-from .data.recognise import read_dense
-from .settings import Settings
-from .task import Evaluation, Task
+from ..backbones import Backbone
+from ..common.settings import Settings
+from ..data import BadPicture, Batch, Preprocess, open_picture
+from ..data.augment import Augment
+from ..data.dense import DensePictures
+from ..data.objects import Objects
+from ..data.recognise import read_dense
+from ..data.truth import DenseSet, DenseSplit
+from ..pages import dense as dense_report
+from .base import Evaluation, Task
 
 
 class Scores(Protocol):

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from ..coco import results
 from ..data import Batch, open_picture
 from ..data.dense import DensePictures
-from ..dense import DenseTask, each_picture
-from ..detection import DetectScores
-from ..drawing import draw_objects, found_shapes
-from ..task import Prediction
+from ..measures.average_precision import DetectScores
+from ..measures.coco import results
+from ..pages.drawing import draw_objects, found_shapes
+from .base import Prediction
+from .dense import DenseTask, each_picture
 
 SHOWN = 0.5  # the least score of an object that is drawn, or counted in a line of text
 

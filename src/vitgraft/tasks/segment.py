@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..coco import encode
+from ..common.settings import Settings
 from ..data import Batch, Preprocess, open_picture
 from ..data.dense import DensePictures
-from ..dense import DenseTask, each_picture
-from ..drawing import draw_segments
 from ..features import Activations
+from ..measures.coco import encode
+from ..measures.miou import SegmentEvaluation, SegmentScores
 from ..model import Model
-from ..segmentation import SegmentEvaluation, SegmentScores
-from ..settings import Settings
-from ..task import Answer, Prediction
+from ..pages.drawing import draw_segments
+from .base import Answer, Prediction
+from .dense import DenseTask, each_picture
 
 
 class Segment(DenseTask):

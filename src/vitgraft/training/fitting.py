@@ -13,22 +13,26 @@ import timm
 import torch
 from lightning_fabric import Fabric
 
-from . import __version__, adapter, cost, heads, report
-from . import method as methods
-from . import task as tasks
-from .backbone import Backbone
-from .cache import activation_store
-from .data import Preprocess
-from .data.recognise import recognise
-from .errors import RequestError, near_misses
-from .evaluate import answers
-from .files import check_folder, make_folder, read_json, write_bytes, write_json
-from .model import Model, build
-from .run import Run
-from .settings import FREE, NORMALISATIONS, Settings
-from .show import Show, first_process
-from .task import Evaluation, Loaded, Task
-from .training import Checkpoint, Progress, fabric, resolved_precision, train
+from .. import __version__, heads, methods, tasks
+from ..adapters import file as adapter
+from ..adapters.run import Run
+from ..backbones import Backbone
+from ..common.errors import RequestError, near_misses
+from ..common.files import check_folder, make_folder, read_json, write_bytes, write_json
+from ..common.progress import Show, first_process
+from ..common.settings import FREE, NORMALISATIONS, Settings
+from ..data import LoadedPictures, Preprocess
+from ..data.recognise import recognise
+from ..engine import cost
+from ..engine.activations import activation_store
+from ..engine.answers import answers
+from ..engine.devices import fabric, resolved_precision
+from ..measures import Evaluation
+from ..model import Model, build
+from ..pages import report
+from ..tasks.base import Task
+from .checkpoint import Checkpoint, Progress
+from .loop import train
 
 FILES = ("adapter.safetensors", "result.json", "metrics.jsonl", "report.html", "checkpoint.safetensors")
 
@@ -181,7 +185,7 @@ class _Fitting:
         self.fabric.barrier()
         return Run(self.out, self.model.backbone, evaluation=final)
 
-    def _decode(self, split: str, skip_bad: bool, *, training: bool = False) -> Loaded:
+    def _decode(self, split: str, skip_bad: bool, *, training: bool = False) -> LoadedPictures:
         pictures = self.task.load(
             self.found.split(split),
             self.preprocess,
@@ -290,7 +294,10 @@ class _Fitting:
             "versions": versions,
         }
         self._write_metrics(progress)
-        report.write(self.out / "report.html", result=result, metrics=progress.history, evaluation=final)
+        sections = self.task.sections(final) if final else ()
+        report.write(
+            self.out / "report.html", result=result, metrics=progress.history, evaluation=final, sections=sections
+        )
         write_json(self.out / "result.json", result)
 
 

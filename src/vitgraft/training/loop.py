@@ -2,73 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.precision import MixedPrecision
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from .cache import activation_store, fill, recall
-from .data import Preprocess, epoch_batches
-from .data.batch import Batch
-from .errors import RequestError, WorkError
-from .files import write_bytes
-from .model import Model
-from .settings import Settings
-from .step import Step
-from .task import Loaded
-
-SPARED = 10.0  # seconds of work that a kill may undo: on a GPU a checkpoint may take as long as a short epoch
-FABRIC_PRECISION = {"32": "32-true", "64": "64-true"}
-
-
-def resolved_precision(precision: str) -> str:
-    """`auto` as what it means on this machine; anything else as it is."""
-    if precision != "auto":
-        return precision
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "32"
-    return "bf16" if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() else "32"
-
-
-def fabric(settings: Settings) -> Fabric:
-    """Fabric with the devices and the precision of these settings, not yet launched."""
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it says at INFO is no news to a user
-    strategy = "ddp" if settings.devices > 1 else "auto"
-    precision = resolved_precision(settings.precision)
-    how: dict[str, Any] = {"plugins": Autocast()} if precision == "bf16" else {"precision": FABRIC_PRECISION[precision]}
-    return Fabric(devices=settings.devices, strategy=strategy, **how)
-
-
-class Autocast(MixedPrecision):
-    """bf16 autocast that leaves what comes in as it is: Fabric's own rounds pictures and boxes to 8 bits too."""
-
-    def __init__(self) -> None:
-        kinds = {"cuda": torch.cuda, "mps": torch.backends.mps}
-        super().__init__("bf16-mixed", next((name for name, kind in kinds.items() if kind.is_available()), "cpu"))
-
-    def convert_input(self, data: Any) -> Any:
-        return data
-
-
-@dataclass
-class Progress:
-    """Where a fit stands: what a checkpoint holds beside the tensors."""
-
-    epoch: int = 0  # epochs that are done
-    step: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)  # one record per epoch: metrics.jsonl
+from ..common.errors import RequestError, WorkError
+from ..common.settings import Settings
+from ..data import Preprocess, epoch_batches
+from ..data.batch import Batch, LoadedPictures
+from ..engine.activations import activation_store, fill, recall
+from ..engine.step import Step
+from ..model import Model
+from .checkpoint import Checkpoint, Progress
 
 
 def learning_rate(step: int, steps: int, settings: Settings) -> float:
@@ -89,48 +39,9 @@ def optimiser(trained: dict[str, nn.Parameter], settings: Settings) -> torch.opt
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, fused=True)
 
 
-class Checkpoint:
-    """What a killed fit continues from: tensors, the optimiser's moments and the progress, in one safetensors file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._saved = -math.inf
-
-    @property
-    def due(self) -> bool:
-        """Whether as much was done since the last one as a kill may undo."""
-        return time.monotonic() - self._saved >= SPARED
-
-    def save(self, model: Model, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        tensors = {f"model.{name}": t.detach().contiguous() for name, t in model.state().items()}
-        for name, p in model.trained().items():
-            for key, value in optimizer.state[p].items():
-                tensors[f"{key}.{name}"] = value.detach().contiguous()
-        write_bytes(self.path, save(tensors, {"progress": json.dumps(vars(progress))}))
-        self._saved = time.monotonic()
-
-    def restore(self, model: Model, optimizer: torch.optim.Optimizer) -> Progress:
-        """Puts everything back; gives the progress. Nothing saved yet: the start."""
-        if not self.path.is_file():
-            return Progress()
-        try:
-            with safe_open(self.path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                progress = Progress(**json.loads(file.metadata()["progress"]))
-            model.load_state({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise WorkError(
-                f"The checkpoint {self.path} cannot be read ({error}): fit again into another folder."
-            ) from error
-        for name, p in model.trained().items():
-            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors]
-            optimizer.state[p] = {key: tensors[f"{key}.{name}"].to(p.device) for key in keys}
-        return progress
-
-
 def train(
     model: Model,
-    pictures: Loaded,
+    pictures: LoadedPictures,
     preprocess: Preprocess,
     settings: Settings,
     fabric: Fabric,
@@ -218,7 +129,7 @@ def train(
 
 def _calibrate(
     model: Model,
-    pictures: Loaded,
+    pictures: LoadedPictures,
     preprocess: Preprocess,
     settings: Settings,
     fabric: Fabric,

@@ -1,6 +1,6 @@
 """A figure of one transformer block and of all that a method adds to it, drawn from the method's own contacts.
 
-    python -m vitgraft.figure docs/methods      # draws the figures of every method again
+    python -m docs.figures.figure docs/methods      # draws the figures of every method again
 
 Nothing here knows a method: a new file in `methods/` has its figure at once.
 """
@@ -14,11 +14,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from . import method as methods
-from .backbone import Backbone
-from .catalogue import VIT_B16, attached, shape_of
-from .files import write_bytes
-from .method import Method
+from vitgraft import methods
+from vitgraft.backbones import Backbone
+from vitgraft.common.files import write_bytes
+from vitgraft.method import Method
+from vitgraft.pages.catalogue import VIT_B16, attached, shape_of
+
 from .places import ATTENTION, EMBEDDING, MLP, Part, parts, reads, size_of, where
 from .shapes import Shapes
 

@@ -1,0 +1,1 @@
+"""The figures of the methods' pages, drawn from what each method declares."""

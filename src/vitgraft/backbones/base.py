@@ -1,0 +1,176 @@
+"""What every backbone promises, whatever its family."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..common.errors import RequestError, near_misses
+from ..contacts import Contacts
+from ..data.preprocess import Preprocess
+from ..features import Activations
+from .weights import Loaded, load
+
+
+class Backbone(nn.Module):
+    """A pre-trained Vision Transformer, frozen: always in evaluation mode, never a gradient for its own tensors.
+
+    A subclass is one family of timm's, in a file of its own: it sets what is declared here, and gives `takes`,
+    `forward` and `pool`. B images, H W pixels, (h, w) patch grid, N = h*w, P prefix tokens (CLS, registers), D width,
+    L blocks.
+    """
+
+    width: int  # D
+    depth: int  # L
+    prefix: int  # P
+    heads: int  # of its attention
+    has_cls: bool
+    has_layerscale: bool
+    pooling: str  # how the weights were trained to be pooled: "token" is the CLS token alone
+    patch: tuple[int, int]  # pixels (height, width)
+    linears: dict[str, nn.Linear]  # the linear layers of the blocks that a method may change, by path
+    affine: dict[str, nn.Module]  # those, and the other layers on the way of the tokens that a `Change` can replace
+
+    def __init__(self, loaded: Loaded) -> None:
+        super().__init__()
+        self.vit = loaded.vit.requires_grad_(False).eval()
+        self.name = loaded.name
+        self.source = loaded.source
+        self.architecture = loaded.architecture
+        self.native = Preprocess(loaded.size, loaded.mean, loaded.std, loaded.interpolation)
+        self._at = dict(self.vit.named_modules())
+        # Contacts whose merged tensors stand here in the place of the backbone's own, and these (`adapters.merge`).
+        self.merged: tuple[Contacts, dict[str, Tensor]] | None = None
+        self._model_args = dict(loaded.model_args)
+        self._no_contacts = Contacts()
+        self._fingerprint = ""
+
+    @classmethod
+    def load(cls, name: str, *, say: Callable[[str], None] = lambda line: None) -> Backbone:
+        """A backbone by timm name or local file; see `weights.load` for where it is looked for."""
+        return cls.of(load(name, say=say))
+
+    @staticmethod
+    def of(loaded: Loaded) -> Backbone:
+        """The backbone of the family to which loaded weights belong."""
+        return next(family for family in Backbone.__subclasses__() if family.takes(loaded.vit))(loaded)
+
+    @classmethod
+    def takes(cls, vit: nn.Module) -> bool:
+        """Whether a model of timm is of this family."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, contacts: Contacts | None = None, *, pooled_only: bool = False) -> Activations:
+        """images [B, 3, H, W] (normalised), with a method's contacts or none -> Activations.
+
+        pooled_only: nothing but `pool` will look at the tokens, so what it does not read may be left out.
+        """
+        raise NotImplementedError
+
+    def pool(self, tokens: Tensor, contacts: Contacts | None = None) -> Tensor:
+        """tokens [B, P+N, D] after the final norm -> [B, D], as the weights were trained to be pooled."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stays in evaluation mode: drop path of the frozen blocks is the method's setting, dropout is none."""
+        return super().train(False)
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of this name; RequestError if there is none."""
+        try:
+            return self.vit.get_parameter(name)
+        except AttributeError:
+            raise RequestError(
+                f"No tensor {name!r} in {self.name}: its tensors are named as timm names them, "
+                "for example blocks.0.norm1.weight; name one of these."
+            ) from None
+
+    def linear(self, path: str) -> nn.Linear:
+        """The linear layer at `path` that a method may change; RequestError if there is none."""
+        if path not in self.linears:
+            raise RequestError(
+                f"No linear layer {path!r} in {self.name} that can be changed: its blocks have "
+                f"{', '.join(sorted({p.split('.', 2)[2] for p in self.linears})) or 'none'}; name one of these."
+                f"{near_misses(path, self.linears)}"
+            )
+        return self.linears[path]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the backbone by timm's name."""
+        return dict(self.vit.named_parameters())
+
+    def exchange(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Puts tensors of the same shapes in the place of its own of these names, and gives those; none is copied."""
+        own = self.tensors()
+        given = {}
+        for name, tensor in tensors.items():
+            given[name] = own[name].data
+            own[name].data = tensor.to(given[name].device)
+        self._fingerprint = ""
+        return given
+
+    @property
+    def timm_arguments(self) -> dict[str, Any]:
+        """What `timm.create_model` needs besides `architecture` and `num_classes` to make a model for these tensors."""
+        raise NotImplementedError
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over names, shapes and float32 bytes: the same weights, the same fingerprint, whatever the file."""
+        if not self._fingerprint:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self.tensors().items()):
+                value = tensor.detach().to("cpu", torch.float32).contiguous()
+                digest.update(f"{name} {tuple(value.shape)}\n".encode())
+                digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def preprocess(self, size: int | tuple[int, int] | None = None) -> Preprocess:
+        """The weights' own preprocessing, at another picture size (pixels; (H, W) or one number) if given.
+
+        A size that the patch does not divide is a RequestError that names the nearest ones.
+        """
+        height, width = self.native.size if size is None else (size, size) if isinstance(size, int) else size
+        self._check_size(height, width)
+        return Preprocess((height, width), self.native.mean, self.native.std, self.native.interpolation)
+
+    def _check_size(self, *size: int) -> None:
+        if any(side < patch or side % patch for side, patch in zip(size, self.patch, strict=True)):
+            near = [
+                str(side)
+                if side >= patch and not side % patch
+                else " or ".join(str(n) for n in (side // patch * patch, side // patch * patch + patch) if n > 0)
+                or str(patch)
+                for side, patch in zip(size, self.patch, strict=True)
+            ]
+            raise RequestError(
+                f"Pictures of {size[0]} x {size[1]} pixels were asked for, but the patches of {self.name} are "
+                f"{self.patch[0]} x {self.patch[1]} pixels: the nearest sizes are "
+                f"{near[0]} (height) and {near[1]} (width); take one of these."
+            )
+
+    def _in_effect(self, contacts: Contacts | None) -> Contacts:
+        """What a pass with these contacts has to ask: nothing where they are merged; RequestError where others are."""
+        if contacts is None:
+            return self._no_contacts
+        if self.merged is None:
+            return contacts
+        if contacts is self.merged[0]:
+            return self._no_contacts
+        raise RequestError(
+            f"The tensors of {self.name} have another method merged into them: call vitgraft.unmerge with its "
+            "model first, or load the weights once more."
+        )
+
+
+def drop_path(x: Tensor, rate: float) -> Tensor:
+    """Stochastic depth (Huang et al. 2016): zeroes samples of x [B, ...] with probability `rate`, rescales the rest."""
+    if rate == 0.0:
+        return x
+    keep = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(1 - rate)
+    return x * keep / (1 - rate)
