@@ -13,7 +13,7 @@ from . import heads, methods
 from .backbones import Backbone
 from .features import Activations
 from .heads.pyramid import Pyramid
-from .kernels.recompute import remaking
+from .kernels.recompute import recomputing
 from .method import Method
 
 PIXELS_PER_PATCH = 16  # in pictures of the dense tasks, whatever the backbone's own patch is
@@ -42,7 +42,7 @@ class Model(nn.Module):
         activations: an earlier `read` of the same pictures. sizes: (h, w) of each picture inside its padding, where it
         has some. Dense tasks take sides that 32 divides.
         """
-        with remaking():
+        with recomputing():
             return self._forward(images, targets, activations, sizes)
 
     def _forward(

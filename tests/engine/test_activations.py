@@ -7,7 +7,7 @@ from lightning_fabric import Fabric
 
 from vitgraft.common.settings import Settings
 from vitgraft.data.batch import Batch
-from vitgraft.engine.activations import ActivationStore, activation_store, fill, recall
+from vitgraft.engine.activations import MemoryStore, activation_store, fill, recall
 from vitgraft.model import build
 
 
@@ -63,7 +63,7 @@ BYTES = 5 * 17 * 48 * 4  # of one picture: the tokens and four taps, each [1 + 1
 def test_hits_and_misses(model):
     images = random_images(model.backbone, batch=6)
     reading = Reading(model, images)
-    store = ActivationStore(6, 6 * BYTES, torch.float32)
+    store = MemoryStore(6, 6 * BYTES, torch.float32)
     batches = [torch.tensor(b) for b in ([0, 1, 2], [3, 4], [4, 2, 0], [4, 5], [5, 3, 1, 0])]
     for indices in batches:
         found = store.get(indices, reading(indices))
@@ -82,7 +82,7 @@ def test_the_first_use_is_bitwise_every_later_one(model, dtype, room):
     """A fit that was killed and resumed computes again what the other took from the store."""
     images = random_images(model.backbone, batch=4)
     indices = torch.tensor([2, 0, 3])
-    store = ActivationStore(4, 10**9 if room else 0, dtype)
+    store = MemoryStore(4, 10**9 if room else 0, dtype)
     first, second = (store.get(indices, Reading(model, images)(indices)) for _ in range(2))
     assert store.full == (not room)
     for a, b in zip(flat(first), flat(second), strict=True):
@@ -93,7 +93,7 @@ def test_the_first_use_is_bitwise_every_later_one(model, dtype, room):
 @pytest.mark.parametrize(("bytes_", "kept"), [(6 * BYTES, True), (6 * BYTES - 1, False), (0, False)])
 def test_the_limit_is_for_the_whole_set(model, bytes_, kept):
     reading = Reading(model, random_images(model.backbone, batch=6))
-    store = ActivationStore(6, bytes_, torch.float32)
+    store = MemoryStore(6, bytes_, torch.float32)
     indices = torch.tensor([0, 1])
     for _ in range(3):
         store.get(indices, reading(indices))
@@ -103,7 +103,7 @@ def test_the_limit_is_for_the_whole_set(model, bytes_, kept):
 
 def test_bf16_takes_half_the_room(model):
     reading = Reading(model, random_images(model.backbone, batch=6))
-    store = ActivationStore(6, 3 * BYTES, torch.bfloat16)
+    store = MemoryStore(6, 3 * BYTES, torch.bfloat16)
     indices = torch.tensor([0, 1])
     store.get(indices, reading(indices))
     assert not store.full
@@ -111,7 +111,7 @@ def test_bf16_takes_half_the_room(model):
 
 def test_what_is_handed_out_is_not_the_store(model):
     reading = Reading(model, random_images(model.backbone, batch=2))
-    store = ActivationStore(2, 10**9, torch.float32)
+    store = MemoryStore(2, 10**9, torch.float32)
     indices = torch.tensor([0, 1])
     first = store.get(indices, reading(indices))
     kept = first.tokens.clone()
@@ -147,7 +147,7 @@ def test_a_model_answers_the_same_from_the_store(method):
     model = build(backbone, method, classes=3, **arguments).eval()
     images = random_images(backbone, batch=4)
     indices = torch.tensor([3, 1])
-    store = ActivationStore(4, 10**9, torch.float32)
+    store = MemoryStore(4, 10**9, torch.float32)
     assert recall(model, None, indices, images[indices]) is None
     for _ in range(2):
         kept = recall(model, store, indices, images[indices])
@@ -166,7 +166,7 @@ def test_nothing_random_is_kept(model):
 def test_all_pictures_are_read_once_in_batches_of_one_size(model, monkeypatch):
     """The last batch is filled up: a picture's activations may depend on how many stand beside it, in the last bit."""
     pictures, told, passed = Ready(random_images(model.backbone, batch=7)), [], []
-    store = ActivationStore(7, 7 * BYTES, torch.float32)
+    store = MemoryStore(7, 7 * BYTES, torch.float32)
     read = model.read
     monkeypatch.setattr(model, "read", lambda images: passed.append(len(images)) or read(images))
     for _ in range(2):
@@ -183,7 +183,7 @@ def test_what_has_no_room_is_not_read_in_advance(model, limit, monkeypatch):
     pictures, passed = Ready(random_images(model.backbone, batch=7)), []
     read = model.read
     monkeypatch.setattr(model, "read", lambda images: passed.append(len(images)) or read(images))
-    store = ActivationStore(7, limit, torch.float32)
+    store = MemoryStore(7, limit, torch.float32)
     for _ in range(2):
         fill(model, store, pictures, lambda batch: batch.pixels, 2)
     assert len(passed) == (1 if limit else 0)  # from one batch follows that all would not fit

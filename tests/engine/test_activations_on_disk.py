@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from vitgraft.backbones import Backbone
 from vitgraft.common.errors import RequestError
-from vitgraft.engine import activations_on_disk as shelf
-from vitgraft.engine.activations_on_disk import Shelf, picture_digests
+from vitgraft.engine import activations_on_disk as disk
+from vitgraft.engine.activations_on_disk import DiskStore, picture_digests
 from vitgraft.features import Activations
 
 WAY = {"backbone": "abc", "taps": [0, 1]}
@@ -36,7 +36,7 @@ class Computing:
 
 
 def made(root, way=WAY, digests=DIGESTS, limit=10**9):
-    return Shelf(root, way, digests, activations([0]), limit)
+    return DiskStore(root, way, digests, activations([0]), limit)
 
 
 def get(store, indices, computing):
@@ -69,7 +69,7 @@ def test_a_kill_loses_what_was_not_written(tmp_path, monkeypatch):
     get(first, [0, 1], Computing())
     first.write()
     get(first, [2], Computing())
-    monkeypatch.setattr(shelf, "save_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(disk, "save_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         first.write()
     monkeypatch.undo()
@@ -79,7 +79,7 @@ def test_a_kill_loses_what_was_not_written(tmp_path, monkeypatch):
 
 
 def test_parts_are_written_as_they_fill(tmp_path, monkeypatch):
-    monkeypatch.setattr(shelf, "PART", 2 * 3 * 3 * 4 * 2)  # two pictures of three tensors [3, 4] in two bytes
+    monkeypatch.setattr(disk, "PART", 2 * 3 * 3 * 4 * 2)  # two pictures of three tensors [3, 4] in two bytes
     store = made(tmp_path)
     for i in range(5):
         get(store, [i], Computing())

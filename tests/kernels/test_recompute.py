@@ -9,12 +9,12 @@ from conftest import random_backbone, random_images
 
 from vitgraft import build
 from vitgraft.engine import cost
-from vitgraft.kernels.recompute import remade, remaking, watched
+from vitgraft.kernels.recompute import recomputed, recomputing, watched
 
 
 def mlp(x, W):
     """Two GELUs, with trained layers behind them."""
-    return F.linear(remade(F.gelu, F.linear(remade(F.gelu, x * 1), W)), W)
+    return F.linear(recomputed(F.gelu, F.linear(recomputed(F.gelu, x * 1), W)), W)
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def given():
 
 def test_gradients_are_the_same_to_the_bit(given):
     plain = torch.autograd.grad(mlp(*given).square().sum(), given)
-    with remaking():
+    with recomputing():
         y = mlp(*given)
     for ours, theirs in zip(torch.autograd.grad(y.square().sum(), given), plain, strict=True):
         assert torch.equal(ours, theirs)
@@ -34,7 +34,7 @@ def test_gradients_are_the_same_to_the_bit(given):
 
 def test_the_outputs_are_not_kept(given):
     kept = []
-    with remaking(), watched(kept.append):
+    with recomputing(), watched(kept.append):
         y = mlp(*given)
     outputs = [F.gelu(t) for t in kept]
     assert not any(torch.equal(k, o) for k in kept for o in outputs if k.shape == o.shape)
@@ -44,9 +44,9 @@ def test_the_outputs_are_not_kept(given):
 def test_a_place_in_memory_that_is_another_tensors_by_now_is_not_mistaken(given):
     """A tensor that nothing kept is freed, and its memory given to the next one."""
     x, W = given
-    with remaking():
+    with recomputing():
         for _ in range(20):
-            remade(F.gelu, x * 2)
+            recomputed(F.gelu, x * 2)
             gc.collect()
             z = torch.sin(x)  # likely in the memory just freed
             y = F.linear(z, W)
@@ -63,8 +63,8 @@ def test_what_autocast_widened_is_kept(given):
 
     x, _ = given
     scale = torch.ones(8, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16), remaking():
-        made = remade(norm, x.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16), recomputing():
+        made = recomputed(norm, x.bfloat16())
         loss = (made * scale).square().sum()
     loss.backward()
     assert made.dtype == torch.float32
@@ -72,9 +72,9 @@ def test_what_autocast_widened_is_kept(given):
 
 
 def test_outside_and_without_gradients_nothing_changes(given):
-    assert torch.equal(remade(F.gelu, given[0]), F.gelu(given[0]))
-    with torch.no_grad(), remaking():
-        assert not remade(F.gelu, given[0]).requires_grad
+    assert torch.equal(recomputed(F.gelu, given[0]), F.gelu(given[0]))
+    with torch.no_grad(), recomputing():
+        assert not recomputed(F.gelu, given[0]).requires_grad
 
 
 @pytest.mark.parametrize("method", ["full", "hst", "convpass", "consolidator"])
@@ -84,8 +84,8 @@ def test_a_step_of_a_model_is_the_same_to_the_bit_and_keeps_less(method, monkeyp
     outcomes = []
     for remakes in (True, False):
         if not remakes:
-            monkeypatch.setattr("vitgraft.backbones.vit.remade", lambda function, x: function(x))
-            monkeypatch.setattr("vitgraft.methods.hst.remade", lambda function, x: function(x))
+            monkeypatch.setattr("vitgraft.backbones.vit.recomputed", lambda function, x: function(x))
+            monkeypatch.setattr("vitgraft.methods.hst.recomputed", lambda function, x: function(x))
         torch.manual_seed(0)
         model = build(backbone, method, classes=3).train()
         kept = cost.kept_bytes(model, images, labels)

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from vitgraft.common.errors import WorkError
 from vitgraft.measures.accuracy import Evaluation
 from vitgraft.pages import page, report
-from vitgraft.pages.charts import Bar, Curve, bars, curves, ticks
+from vitgraft.pages.charts import Bar, Curve, curves, ticks
 from vitgraft.tasks.classify import Classify
 
 CLASSES = (
@@ -347,7 +347,7 @@ def test_curve_writes_its_last_value_and_bars_keep_their_order():
     assert ">1.25</text>" in drawn
     assert "epoch 1: loss 2.5" in drawn
     assert curves("Loss", [Curve("loss", [])], str, str) == ""
-    table = Dom(bars([Bar("b", 0.5, (0.4, 0.6), 10), Bar("a", None)], "class"))
+    table = Dom(page.macro("macros.html", "bars", [Bar("b", 0.5, (0.4, 0.6), 10), Bar("a", None)], "class"))
     assert [th[2] for th in table.find("th")] == ["class", "accuracy", "n", "b", "a"]
 
 

@@ -19,7 +19,7 @@ from vitgraft.common.settings import AUGMENTATIONS, NORMALISATIONS, Settings
 from vitgraft.data import Pictures, Preprocess, read
 from vitgraft.data.loader import AS_THEY_ARE
 from vitgraft.data.recipes import Recipe
-from vitgraft.engine.activations import ActivationStore
+from vitgraft.engine.activations import MemoryStore
 
 PREPROCESS = Preprocess((24, 32), (0.5, 0.4, 0.3), (0.5, 0.5, 0.5))
 DRAWN = [name for name in AUGMENTATIONS if name != "none"]
@@ -135,12 +135,12 @@ def test_a_killed_fit_ends_in_the_same_weights(words, ground, tmp_path):
 
 
 def test_a_detached_method_reads_every_picture_in_every_epoch(ground, tmp_path, monkeypatch):
-    seen, get = [], ActivationStore.get
+    seen, get = [], MemoryStore.get
 
     def look(self, indices, compute):
         return get(self, indices, lambda: (seen.extend(indices.tolist()), compute())[1])
 
-    monkeypatch.setattr(ActivationStore, "get", look)
+    monkeypatch.setattr(MemoryStore, "get", look)
     for words, passes in ((["none"], 1), (["flip"], 3), (["flip", "--views", 2], 2)):
         seen.clear()
         fit(ground, tmp_path / str(passes), "--method", "linear", "--epochs", 3, "--augmentation", *words)

@@ -20,9 +20,9 @@ from lightning_fabric import Fabric
 
 from .. import tasks
 from ..backbones import Backbone
+from ..common.console import Console
 from ..common.errors import RequestError
 from ..common.files import read_json
-from ..common.progress import Show
 from ..common.settings import Settings
 from ..data import Batch, LoadedPictures
 from ..data.layouts import some
@@ -103,8 +103,8 @@ class Run:
         ask = self.task.answer(settings, self.adapter.preprocess)
         if shown_only:
             ask = among(ask, {label for part in found.splits.values() for label in part.labels})
-        with Show(quiet) as show:
-            pictures, given, used = self._answers(found.split(split), settings, skip_bad, show, ask)
+        with Console(quiet) as console:
+            pictures, given, used = self._answers(found.split(split), settings, skip_bad, console, ask)
             return self.task.measure(given, pictures, used, split=split, classes=self.classes)
 
     def predict(
@@ -127,21 +127,21 @@ class Run:
             raise RequestError(f"There is no picture {some(missing)}: name files that exist.")
         settings = replace(self._settings(), workers=0)
         split = self.task.unlabelled([Path(path) for path in pictures])
-        with Show(quiet) as show:
+        with Console(quiet) as console:
             ask = self.task.answer(settings, self.adapter.preprocess)
-            loaded, given, _ = self._answers(split, settings, skip_bad, show, ask)
+            loaded, given, _ = self._answers(split, settings, skip_bad, console, ask)
             return sorted(self.task.predictions(given, loaded, self.classes), key=lambda found: found.index)
 
     def _answers(
-        self, split: Any, settings: Settings, skip_bad: bool, show: Show, ask: Answer
+        self, split: Any, settings: Settings, skip_bad: bool, console: Console, ask: Answer
     ) -> tuple[LoadedPictures, Iterator[tuple[Batch, Any]], Fabric]:
         """The pictures of a split, what the model says about them, and where."""
         model, preprocess, _ = self.adapter
-        bar = show.bar(f"decoding  {split.name}", "pictures")
+        bar = console.bar(f"decoding  {split.name}", "pictures")
         pictures = self.task.load(
             split, preprocess, classes=len(self.classes), settings=settings, skip_bad=skip_bad, progress=bar
         )
-        show.skipped(pictures.skipped)
+        console.skipped(pictures.skipped)
         used = fabric(settings)
         used.setup_module(model.float())  # to the device, in the precision
         store = activation_store(model, pictures, preprocess, settings, used, keep=False)

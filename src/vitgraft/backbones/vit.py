@@ -17,7 +17,7 @@ from ..contacts import Contacts
 from ..features import Activations
 from ..kernels.attention import attention
 from ..kernels.linear import frozen_linear
-from ..kernels.recompute import checkpointed, remade
+from ..kernels.recompute import checkpointed, recomputed
 from .base import Backbone, drop_path
 from .weights import Loaded
 
@@ -152,7 +152,7 @@ class ViT(Backbone):
         """One pre-norm block with a drop path rate, [B, P+N, D] -> the same, or the wanted tokens of it."""
         for norm, sublayer, scale in (("norm1", "attn", "ls1"), ("norm2", "mlp", "ls2")):
             path = f"blocks.{i}.{sublayer}"
-            inputs = remade(partial(self._call, f"blocks.{i}.{norm}", c=c), x)
+            inputs = recomputed(partial(self._call, f"blocks.{i}.{norm}", c=c), x)
             if sublayer == "attn":
                 outputs = self._attention(path, inputs, c, wanted)
                 if wanted is not None:
@@ -175,7 +175,7 @@ class ViT(Backbone):
         return torch.addcmul(x, outputs, c.own(path).get("gamma", scale.gamma))
 
     def _tap(self, x: Tensor, normalised: bool) -> Tensor:
-        return remade(partial(F.layer_norm, normalized_shape=(self.width,)), x) if normalised else x
+        return recomputed(partial(F.layer_norm, normalized_shape=(self.width,)), x) if normalised else x
 
     def _attention(self, path: str, x: Tensor, c: Contacts, wanted: slice | None) -> Tensor:
         """From the wanted tokens, or all, to all."""
@@ -194,7 +194,7 @@ class ViT(Backbone):
         mlp: Any = self._at[path]
         if type(mlp) is not Mlp:  # SwiGLU and its kin: trained tensors reach it, its linears are not among `linears`
             return self._call(path, x, c)
-        x = remade(mlp.act, self._call(f"{path}.fc1", x, c))
+        x = recomputed(mlp.act, self._call(f"{path}.fc1", x, c))
         return self._call(f"{path}.fc2", self._call(f"{path}.norm", x, c), c)
 
     def _call(self, path: str, x: Tensor, c: Contacts) -> Tensor:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from statistics import fmean
 
 from ..common.errors import RequestError
 from ..common.files import make_folder, write_bytes
 from ..pages.charts import Dots, dots, standalone
-from ..pages.page import duration, percent, size
+from ..pages.page import duration, percent, size, style
 from ..pages.scatter import Point, scatter
 from .paired import bootstrap
 from .reading import COSTS, Paired, Spread, Table, compare, pareto
@@ -32,9 +31,8 @@ class Picture:
 def export(pictures: Iterable[Picture], folder: Path) -> None:
     """Each picture as an SVG file."""
     make_folder(folder)
-    style = resources.files("vitgraft.pages").joinpath("report.css").read_text("utf-8")
     for picture in pictures:
-        write_bytes(folder / f"{picture.file}.svg", standalone(picture.html, style).encode("utf-8", errors="replace"))
+        write_bytes(folder / f"{picture.file}.svg", standalone(picture.html, style()).encode("utf-8", errors="replace"))
 
 
 def _axes(table: Table) -> list[tuple[str, str, str, float, Callable[[float], str]]]:

@@ -186,7 +186,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _fit(given: argparse.Namespace) -> None:
-    from ..common.progress import first_process
+    from ..common.console import first_process
     from ..training.fitting import fit
 
     own = ("command", "do", "parser", "data")
@@ -232,11 +232,11 @@ def _predict(given: argparse.Namespace) -> None:
 
 
 def _check(given: argparse.Namespace) -> None:
-    from ..common.progress import Show
+    from ..common.console import Console
     from ..data.check import check
 
-    with Show(quiet=given.json) as show:
-        problems = check(given.data, given.task, progress=show.bar("reading", "pictures"))
+    with Console(quiet=given.json) as console:
+        problems = check(given.data, given.task, progress=console.bar("reading", "pictures"))
     if given.json:
         print(json.dumps([{**vars(each), "file": str(each.file)} for each in problems], ensure_ascii=False))
     else:
@@ -287,16 +287,16 @@ def _methods(given: argparse.Namespace) -> None:
 
 
 def _get(given: argparse.Namespace) -> None:
-    from ..common.progress import Show
+    from ..common.console import Console
     from .get import get
 
-    with Show() as show:
+    with Console() as console:
 
         def bar(file: str) -> Callable[[int, int], None]:
-            update = show.bar(file, "MiB")
+            update = console.bar(file, "MiB")
             return lambda done, total: update(done >> 20, total >> 20)
 
-        get(given.suite, given.out, say=show.line, bar=bar)
+        get(given.suite, given.out, say=console.line, bar=bar)
 
 
 def _demo(given: argparse.Namespace) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..adapters.run import Run
 from ..backbones import Backbone
+from ..common.console import Console
 from ..common.errors import RequestError
-from ..common.progress import Show
 from ..pages import report
 from ..training.fitting import fit
 from . import digits
@@ -27,13 +27,13 @@ def demo(out: str | Path = "vitgraft-demo", *, quiet: bool = False) -> dict[tupl
 
     Gives the runs by (task, method). Raises RequestError where `out` already holds something.
     """
-    out, show, begun = Path(out), Show(quiet), time.perf_counter()
+    out, console, begun = Path(out), Console(quiet), time.perf_counter()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out} already holds something: choose another --out, or remove it.")
-    backbone = Backbone.load(BACKBONE, say=show.line)
+    backbone = Backbone.load(BACKBONE, say=console.line)
     runs = {}
     for task in TASKS:
-        show.line(f"\ntask {task}: {digits.TASKS[task].about}")
+        console.line(f"\ntask {task}: {digits.TASKS[task].about}")
         digits.write(out / "pictures" / task, task, size=SIZE, **PICTURES)
         for method, options in METHODS.items():
             runs[task, method] = fit(

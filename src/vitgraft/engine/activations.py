@@ -18,10 +18,10 @@ from ..data import Preprocess, even_batches
 from ..data.batch import Batch, LoadedPictures, moved
 from ..features import Activations
 from ..model import Model
-from .activations_on_disk import DTYPE, Shelf, picture_digests
+from .activations_on_disk import DTYPE, DiskStore, picture_digests
 
 
-class ActivationStore:
+class MemoryStore:
     """The activations of n pictures in memory, in the precision of the run (bf16 for a bf16 run).
 
     limit: bytes it may take; a set that needs more is not kept, and `full` says so. Activations are rounded to that
@@ -113,11 +113,11 @@ def activation_store(
             "precision": precision,
         }
         root = cache_folder() / "activations"
-        return Shelf(root, way, _digests(pictures), one, int(settings.cache_size * 2**30))
+        return DiskStore(root, way, _digests(pictures), one, int(settings.cache_size * 2**30))
     kinds = {"bf16-mixed": torch.bfloat16, "64-true": torch.float64}
     dtype = DTYPE if settings.cache else kinds.get(precision, torch.float32)
     n = len(pictures) * max(len(pictures.views), 1)
-    return ActivationStore(n, int(settings.memory * 2**30) if keep else 0, dtype)
+    return MemoryStore(n, int(settings.memory * 2**30) if keep else 0, dtype)
 
 
 def _digests(pictures: LoadedPictures) -> list[str]:

@@ -2,7 +2,7 @@
 
 One folder per way of reading: the backbone's tensors and architecture, the preprocessing, the taps, the precision of
 the pass. In it are parts, safetensors files that hold the activations of some pictures in bf16 and their digests; each
-is written whole or not at all under a name of its own, so any number of processes share a shelf, and a kill loses only
+is written whole or not at all under a name of its own, so any number of processes share a folder, and a kill loses only
 what was not written yet. Parts are mapped into memory, not read. A picture is known by the digest of its file's bytes,
 and a backbone by its fingerprint: nothing that has changed is ever found.
 """
@@ -37,12 +37,12 @@ def picture_digests(paths: Iterable[Path]) -> list[str]:
     return [hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() for path in paths]
 
 
-class Shelf:
+class DiskStore:
     """The activations of n pictures, from disk where they are there and to disk where they are not.
 
-    root: folder of all shelves. way: what the activations depend on besides the picture, ready for JSON. digests: of
+    root: folder of all stores. way: what the activations depend on besides the picture, ready for JSON. digests: of
     the n pictures. one: activations of one picture [1, ...], from which the size of all follows. limit: bytes that all
-    shelves in `root` may take; RequestError, before anything is computed, if they would take more.
+    stores in `root` may take; RequestError, before anything is computed, if they would take more.
     """
 
     full = False  # what has no room is refused
@@ -139,7 +139,7 @@ def _named(a: Activations) -> dict[str, Tensor]:
 
 
 def _used(root: Path) -> int:
-    """Bytes of all parts of all shelves."""
+    """Bytes of all parts of all stores."""
     if not root.is_dir():
         return 0
     return sum(os.path.getsize(path) for path in root.glob(f"*/*{ENDING}"))

@@ -40,8 +40,8 @@ _repetitions = 0  # under way
 
 
 @contextmanager
-def remaking() -> Iterator[None]:
-    """Inside, what `remade` gives is made again in backward wherever autograd would keep it."""
+def recomputing() -> Iterator[None]:
+    """Inside, what `recomputed` gives is made again in backward wherever autograd would keep it."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         yield
         return
@@ -68,7 +68,7 @@ def remaking() -> Iterator[None]:
         recipes.clear()
 
 
-def remade(function: Function, inputs: Tensor) -> Tensor:
+def recomputed(function: Function, inputs: Tensor) -> Tensor:
     """function(inputs), contiguous; function must be cheap, give the same each time, and keep its inputs by itself."""
     made = function(inputs)
     # Backward runs outside autocast, where what was widened would come out narrow.
@@ -83,7 +83,7 @@ def checkpointed(function: Callable[..., Tensor], *given: Any) -> Tensor:
     for t in given:
         for watch in _watchers if isinstance(t, Tensor) else ():
             watch(t)
-    _recipes.append({})  # what is remade inside belongs to this call, and ends with it
+    _recipes.append({})  # what is recomputed inside belongs to this call, and ends with it
     try:
         return checkpoint(function, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), _repetition()))
     finally:
@@ -107,7 +107,7 @@ def _repetition() -> Iterator[None]:
 
 @contextmanager
 def watched(watch: Callable[[Tensor], object]) -> Iterator[None]:
-    """Inside, `watch` is called with each tensor that a pass under `remaking` keeps after all."""
+    """Inside, `watch` is called with each tensor that a pass under `recomputing` keeps after all."""
     _watchers.append(watch)
     try:
         yield

@@ -25,7 +25,7 @@ from ..common.errors import RequestError
 from ..features import Activations, Features
 from ..kernels.batchnorm import BatchNorm
 from ..kernels.feedforward import feedforward
-from ..kernels.recompute import checkpointed, remade
+from ..kernels.recompute import checkpointed, recomputed
 from ..method import Method
 
 STAGES = 4
@@ -209,7 +209,7 @@ class SideBlock(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor, patches: Tensor, rate: float) -> Tensor:
         """x, patches [B, H'*W', d], keys [B, M+1, d] -> [B, H'*W', d]."""
-        x = x + drop_path(self._attention(remade(self.norm1, x), keys), rate) + patches
+        x = x + drop_path(self._attention(recomputed(self.norm1, x), keys), rate) + patches
         return x + drop_path(feedforward(x, self.norm2, self.fc1, self.fc2), rate)
 
     def _attention(self, x: Tensor, keys: Tensor) -> Tensor:

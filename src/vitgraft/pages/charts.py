@@ -1,4 +1,4 @@
-"""Charts as HTML and SVG that follow the page's colours: curves, dots in rows, bars, a heat map."""
+"""Charts as SVG that follow the page's colours: curves, dots in rows. What is a table of bars is a macro."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
-
-from .page import interval_text, name, percent
 
 Form = Callable[[float], str]
 WIDTH, HEIGHT = 360, 230  # of a curve's drawing, in its own units; the page scales it
@@ -235,55 +233,4 @@ def standalone(figure: str, style: str) -> str:
     return (
         f'{head} xmlns="http://www.w3.org/2000/svg"><style>{style}{own}</style>'
         f'<text class="title" x="0" y="-14">{title}</text>{body}</svg>\n'
-    )
-
-
-def strip(share: float, interval: Sequence[float] | None) -> str:
-    """A bar on 0..100 %, with its interval as a whisker."""
-    whisker = ""
-    if interval:
-        low, high = interval
-        whisker = f'<i style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></i>'
-    return f'<div class="strip" aria-hidden="true"><b style="width:{100 * share:.2f}%"></b>{whisker}</div>'
-
-
-def bars(entries: Sequence[Bar], what: str, measure: str = "accuracy", caption: str = "") -> str:
-    """A table of shares with a bar each, in the order given."""
-    with_n = any(bar.n is not None for bar in entries)
-    rows = []
-    for bar in entries:
-        n = f'<td class="number">{"" if bar.n is None else f"{bar.n:,}"}</td>' if with_n else ""
-        if bar.share is None:
-            cells = '<td></td><td class="number">not measured</td>'
-        else:
-            hint = f' title="95 % interval {interval_text(bar.interval)}"' if bar.interval else ""
-            cells = f'<td{hint}>{strip(bar.share, bar.interval)}</td><td class="number">{percent(bar.share)}</td>'
-        rows.append(f'<tr><th scope="row" title="{escape(bar.name)}">{name(bar.name)}</th>{cells}{n}</tr>')
-    columns = f'<col class="label"><col><col class="figure">{"<col class=count>" if with_n else ""}'
-    count = '<th scope="col" class="number">n</th>' if with_n else ""
-    labels = f'<th scope="col">{escape(what)}</th><th scope="col" colspan="2">{escape(measure)}</th>{count}'
-    head = f"<colgroup>{columns}</colgroup><thead><tr>{labels}</tr></thead>"
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<table class="bars">{title}{head}<tbody>{"".join(rows)}</tbody></table>'
-
-
-def heat_map(names: Sequence[str], counts: Sequence[Sequence[int]], caption: str) -> str:
-    """The confusion matrix as a table; a cell's colour is the root of its share of the row, so rare ones show."""
-    head = "".join(f'<th scope="col" title="{escape(k)}"><span>{name(k)}</span></th>' for k in names)
-    rows = []
-    for i, (truth, row) in enumerate(zip(names, counts, strict=True)):
-        total = sum(row)
-        cells = []
-        for j, count in enumerate(row):
-            if not count:
-                cells.append("<td></td>")
-                continue
-            heat = 0.12 + 0.88 * math.sqrt(count / total)
-            words = f"{count} of {total} “{truth}” taken for “{names[j]}”" if i != j else f"{count} of {total} right"
-            kind = "hit" if i == j else "miss"
-            cells.append(f'<td class="{kind}" style="--heat:{heat:.2f}" title="{escape(words)}">{count}</td>')
-        rows.append(f'<tr><th scope="row" title="{escape(truth)}">{name(truth)}</th>{"".join(cells)}</tr>')
-    return (
-        f'<div class="scroll"><table class="heat"><caption>{escape(caption)}</caption>'
-        f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )

@@ -1,17 +1,18 @@
-"""Building blocks of a self-contained HTML page: text, tables, thumbnails and the page around them.
-
-Functions take plain text and return HTML; what a parameter named `html` or `*_html` holds is HTML already.
-"""
+"""Self-contained HTML pages from templates: numbers in words, thumbnails, and the file that is written."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from ..common.errors import WorkError
@@ -19,8 +20,6 @@ from ..common.files import write_bytes
 from ..data.pictures import open_picture
 
 SPACE = "\u202f"  # narrow and unbreakable: between a number and its unit
-# Nothing outside the page may be loaded, whatever a class name says.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -57,45 +56,14 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60:,}{SPACE}h {minutes % 60:02}{SPACE}min"
 
 
-def name(text: object) -> str:
+def number(count: float) -> str:
+    """A whole number with its thousands apart: `"764,840"`."""
+    return f"{count:,}"
+
+
+def name(text: object) -> Markup:
     """A name that somebody else chose, kept from turning the direction of the text around it."""
-    return f"<bdi>{escape(str(text))}</bdi>"
-
-
-def tiles(entries: Iterable[tuple[str, str, str]]) -> str:
-    """(label, figure, note) triples as tiles."""
-    return f"""<dl class="tiles">{
-        "".join(
-            f'<div><dt>{escape(label)}</dt><dd>{escape(figure)}<span class="note">{escape(note)}</span></dd></div>'
-            for label, figure, note in entries
-        )
-    }</dl>"""
-
-
-def settings(groups: Iterable[tuple[str, Iterable[tuple[str, str]]]]) -> str:
-    """(group, [(label, value)]) as small tables beside each other; groups without rows are left out."""
-    tables = []
-    for group, rows in groups:
-        lines = "".join(f'<tr><th scope="row">{escape(key)}</th><td>{name(value)}</td></tr>' for key, value in rows)
-        if lines:
-            tables.append(f'<table class="facts"><caption>{escape(group)}</caption>{lines}</table>')
-    return f'<div class="columns">{"".join(tables)}</div>'
-
-
-def section(title: str, *html: str, note: str = "") -> str:
-    """A titled card; the part after the title is left out when it is empty."""
-    hint = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(title)}</h2>{hint}{''.join(html)}</section>"
-
-
-def paragraphs(text: str) -> str:
-    """Plain text, with an empty line between paragraphs."""
-    return "".join(f"<p>{escape(part)}</p>" for part in text.split("\n\n") if part.strip())
-
-
-def command(line: str) -> str:
-    """A command to copy."""
-    return f"<pre><code>{escape(line)}</code></pre>"
+    return Markup("<bdi>{}</bdi>").format(str(text))
 
 
 def thumbnail(path: str | Path, edge: int = 160) -> str | None:
@@ -108,50 +76,52 @@ def thumbnail(path: str | Path, edge: int = 160) -> str | None:
         factor = edge // max(image.size)
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     image.thumbnail((edge, edge), Image.Resampling.BICUBIC)
+    return data_uri(image, 82)[0]
+
+
+def data_uri(image: Image.Image, quality: int) -> tuple[str, int]:
+    """The picture as a JPEG data URI, and the bytes of the JPEG."""
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=82, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    image.save(buffer, "JPEG", quality=quality, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"), buffer.tell()
 
 
-def picture(path: str | Path, caption_html: str, alt: str, kind: str = "") -> str:
-    """A thumbnail with its caption; `kind` is "good", "bad" or nothing."""
-    uri = thumbnail(path)
-    body = (
-        f'<img src="{uri}" alt="{escape(alt)}" title="{escape(Path(path).name)}">'
-        if uri
-        else '<div class="missing">The picture cannot be read any more.</div>'
+@cache
+def _templates() -> Environment:
+    found = Environment(
+        loader=PackageLoader(__package__ or "vitgraft.pages"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
-    return f'<figure class="picture {kind}">{body}<figcaption>{caption_html}</figcaption></figure>'
+    found.filters |= {
+        "duration": duration,
+        "file_name": lambda path: Path(path).name,
+        "interval": interval_text,
+        "name": name,
+        "number": number,
+        "percent": percent,
+        "quote": lambda path: quote(Path(path).as_posix()),
+        "size": size,
+    }
+    found.globals["thumbnail"] = thumbnail
+    return found
 
 
-def gallery(pictures: Iterable[str], wide: bool = False) -> str:
-    """Pictures in rows; `wide` leaves room for captions of several lines."""
-    return f'<div class="gallery{" wide" if wide else ""}">{"".join(pictures)}</div>'
+def macro(template: str, name: str, *given: Any, **named: Any) -> Markup:
+    """What a macro of a template makes of what it is given."""
+    return Markup(getattr(_templates().get_template(template).module, name)(*given, **named))
 
 
-def document(title: str, header_html: str, body_html: str, footer: str) -> str:
-    """The whole document, with its style inside."""
-    css = resources.files("vitgraft.pages").joinpath("report.css").read_text("utf-8")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>
-{css}</style>
-</head>
-<body>
-<header>{header_html}</header>
-<main>
-{body_html}
-</main>
-<footer>{escape(footer)}</footer>
-</body>
-</html>
-"""
+def style() -> str:
+    """The style of every page."""
+    return resources.files(__package__ or "vitgraft.pages").joinpath("templates/style.css").read_text("utf-8")
+
+
+def write(path: str | Path, template: str, **data: Any) -> None:
+    """Writes a page as a whole or not at all; raises WorkError."""
+    write_whole(path, _templates().get_template(template).render(data))
 
 
 def write_whole(path: str | Path, text: str) -> None:

@@ -86,6 +86,6 @@ class Task:
         """What the model says about each picture, one after the other."""
         raise NotImplementedError
 
-    def sections(self, evaluation: Any) -> list[str]:
+    def sections(self, evaluation: Any) -> str:
         """What the run's page shows of the answers, as HTML."""
         raise NotImplementedError

@@ -84,5 +84,5 @@ class Classify(Task):
                 }
                 yield Prediction(i, path, [found], f"{classes[best]}  {row[best]:.1%}")
 
-    def sections(self, evaluation: Evaluation) -> list[str]:
-        return [shown.by_class(evaluation), shown.surest(evaluation)]
+    def sections(self, evaluation: Evaluation) -> str:
+        return shown.sections(evaluation)

@@ -18,7 +18,7 @@ from ..data.dense import DensePictures
 from ..data.objects import Objects
 from ..data.recognise import read_dense
 from ..data.truth import DenseSet, DenseSplit
-from ..pages import dense as dense_report
+from ..pages import dense as shown
 from .base import Evaluation, Task
 
 
@@ -92,8 +92,8 @@ class DenseTask(Task):
         _gather(scores, fabric)
         return scores.evaluation(split, classes, [str(path) for path in pictures.paths])
 
-    def sections(self, evaluation: Any) -> list[str]:
-        return [dense_report.sections(evaluation)]
+    def sections(self, evaluation: Any) -> str:
+        return shown.sections(evaluation)
 
 
 def each_picture(answers: Iterable[tuple[Batch, Any]]) -> Iterator[tuple[int, Any, tuple[int, int]]]:

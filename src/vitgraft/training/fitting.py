@@ -17,9 +17,9 @@ from .. import __version__, heads, methods, tasks
 from ..adapters import file as adapter
 from ..adapters.run import Run
 from ..backbones import Backbone
+from ..common.console import Console, first_process
 from ..common.errors import RequestError, near_misses
 from ..common.files import check_folder, make_folder, read_json, write_bytes, write_json
-from ..common.progress import Show, first_process
 from ..common.settings import FREE, NORMALISATIONS, Settings
 from ..data import LoadedPictures, Preprocess
 from ..data.recognise import recognise
@@ -79,14 +79,14 @@ def fit(
         **asdict(settings),
     }
     asked["data"] = {"root": str(found.root.resolve()), "pictures": {n: len(s) for n, s in found.splits.items()}}
-    with Show(quiet) as show:
+    with Console(quiet) as console:
         if first_process() and _already_done(out, found.root, asked, resume):
-            show.line(f"{out} already holds the finished run.")
+            console.line(f"{out} already holds the finished run.")
             return Run(out)
         if isinstance(backbone, str):
-            backbone = Backbone.load(backbone, say=show.line)
-        show.line(f"backbone  {backbone.name}, from {backbone.source}")
-        show.line(f"pictures  {found.root}: {found.layout}")
+            backbone = Backbone.load(backbone, say=console.line)
+        console.line(f"backbone  {backbone.name}, from {backbone.source}")
+        console.line(f"pictures  {found.root}: {found.layout}")
         preprocess = kind.preprocess(backbone, settings.image_size)
         if stated := NORMALISATIONS[settings.normalisation]:
             preprocess = replace(preprocess, mean=stated[0], std=stated[1])
@@ -104,7 +104,7 @@ def fit(
         model.method.contacts.gradient_checkpointing = settings.gradient_checkpointing
         launched = fabric(settings)  # after everything that can be wrong with the request
         launched.launch()
-        return _Fitting(out, asked, settings, kind, found, model, preprocess, launched, skip_bad, show).run()
+        return _Fitting(out, asked, settings, kind, found, model, preprocess, launched, skip_bad, console).run()
 
 
 class _Fitting:
@@ -121,10 +121,10 @@ class _Fitting:
         preprocess: Preprocess,
         fabric: Fabric,
         skip_bad: bool,
-        show: Show,
+        console: Console,
     ) -> None:
         self.out, self.asked, self.settings, self.task, self.found = out, asked, settings, task, found
-        self.model, self.preprocess, self.fabric, self.show = model, preprocess, fabric, show
+        self.model, self.preprocess, self.fabric, self.console = model, preprocess, fabric, console
         self.skipped = 0
         self.train_pictures = self._decode(settings.train_split, skip_bad, training=True)
         self.eval_pictures = self._decode(settings.eval_split, skip_bad) if settings.eval_split else None
@@ -133,7 +133,7 @@ class _Fitting:
         if self.fabric.is_global_zero:
             make_folder(self.out)
             write_json(self.out / "settings.json", self.asked)
-        bar, reading = self.show.bar("", "steps"), self.show.bar("backbone", "pictures")
+        bar, reading = self.console.bar("", "steps"), self.console.bar("backbone", "pictures")
         epochs, note = self.settings.epochs, ""
         validation = None
         if self.eval_pictures is not None:
@@ -145,7 +145,7 @@ class _Fitting:
         def on_read(done: int, pictures: int) -> None:
             nonlocal bar
             reading(done, pictures)
-            bar = self.show.bar("", "steps")  # whose clock starts here
+            bar = self.console.bar("", "steps")  # whose clock starts here
 
         def on_step(progress: Progress, steps: int, loss: float) -> None:
             if progress.step < steps:  # the last one is drawn with its epoch
@@ -171,7 +171,7 @@ class _Fitting:
             checkpoint,
             after_epoch=after_epoch,
             on_step=on_step,
-            on_calibrate=self.show.bar("calibrate", "pictures"),
+            on_calibrate=self.console.bar("calibrate", "pictures"),
             on_read=on_read,
         )
         spent = self._cost()
@@ -193,9 +193,9 @@ class _Fitting:
             settings=self.settings,
             training=training,
             skip_bad=skip_bad,
-            progress=self.show.bar(f"decoding  {split}", "pictures"),
+            progress=self.console.bar(f"decoding  {split}", "pictures"),
         )
-        self.show.skipped(pictures.skipped)
+        self.console.skipped(pictures.skipped)
         self.skipped += len(pictures.skipped)
         return pictures
 
@@ -294,7 +294,7 @@ class _Fitting:
             "versions": versions,
         }
         self._write_metrics(progress)
-        sections = self.task.sections(final) if final else ()
+        sections = self.task.sections(final) if final else ""
         report.write(
             self.out / "report.html", result=result, metrics=progress.history, evaluation=final, sections=sections
         )

@@ -20,7 +20,7 @@ def first_process() -> bool:
 FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 
 
-class Show:
+class Console:
     """Lines and bars, or nothing when `quiet`."""
 
     def __init__(self, quiet: bool = False) -> None:
@@ -60,7 +60,7 @@ class Show:
 
         return update
 
-    def __enter__(self) -> Show:
+    def __enter__(self) -> Console:
         return self
 
     def __exit__(self, *error: object) -> None:
