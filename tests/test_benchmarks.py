@@ -14,7 +14,8 @@ import pytest
 import torch
 from conftest import random_backbone, random_images
 
-from vitgraft import Backbone, build
+from vitgraft import build
+from vitgraft.backbones import ViT
 from vitgraft.common.errors import RequestError
 from vitgraft.data import Pictures
 from vitgraft.data.pictures import open_picture
@@ -239,13 +240,13 @@ def counted(tmp_path, monkeypatch):
     given = Namespace(model=TINY[1], pictures=10, epochs=2, batch_size=5, workers=0, precision="32", memory=4.0)
     given.method, given.against, given.keep = ["hst-detached"], [], fit_time.KEEP
     done = {"passed": 0, "decoded": 0}
-    forward, decode = Backbone.forward, Pictures._decode
+    forward, decode = ViT.forward, Pictures._decode
 
     def count(name, number, value):
         done[name] += number
         return value
 
-    monkeypatch.setattr(Backbone, "forward", lambda *a, **more: count("passed", len(a[1]), forward(*a, **more)))
+    monkeypatch.setattr(ViT, "forward", lambda *a, **more: count("passed", len(a[1]), forward(*a, **more)))
     monkeypatch.setattr(Pictures, "_decode", lambda *a: count("decoded", 1, decode(*a)))
     found = {}
     for name, one in fit_time.all_fits(given, root, 32, tmp_path / "cache"):

@@ -185,8 +185,9 @@ def test_lock_of_a_dead_worker_is_waited_for(grid, out):
     work.prepare(grid.suite, out)
     token = out / ".ray-token"
     token.touch()
-    code = "import sys; from vitgraft.bench import locks; l = locks.held(sys.argv[1], sys.argv[2]); l.__enter__(); "
-    code += "from pathlib import Path; import time, os; print('held', flush=True); time.sleep(1.5); os._exit(9)"
+    code = "import sys; from pathlib import Path; from vitgraft.bench import locks; "
+    code += "l = locks.held(Path(sys.argv[1]), sys.argv[2]); l.__enter__(); "
+    code += "import time, os; print('held', flush=True); time.sleep(1.5); os._exit(9)"
     words = [sys.executable, "-c", code, str(out / "locks" / job.key), token.name]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as dead:
         assert dead.stdout.readline() == "held\n"

@@ -12,7 +12,7 @@ from helpers_bench import TINY, make_data, make_grid, result
 from helpers_cli import call, make_backbone, make_pictures, start, wait_for
 
 from vitgraft import methods
-from vitgraft.bench import grid, protocols, record, search, shipped, suites, work
+from vitgraft.bench import grid, locks, protocols, record, search, shipped, suites, work
 from vitgraft.bench.search import Choices, Space
 from vitgraft.common.errors import RequestError, WorkError
 from vitgraft.common.settings import Settings
@@ -161,7 +161,7 @@ def test_a_trial_that_another_process_is_at_leaves_the_search_open(base, tmp_pat
     out = tmp_path / "out"
     [study] = search.studies(base, None)
     work.prepare(base.suite, out / "search")
-    with grid.held(out / "search" / "locks" / study.pending[0].key):
+    with locks.held(out / "search" / "locks" / study.pending[0].key):
         assert chosen(base, out, lambda options: 0.5)[0] is None
     found, calls = chosen(base, out, lambda options: 0.5)
     assert found is not None

@@ -1,5 +1,6 @@
 """The command line itself: quick to start, what it lists, where it speaks, and how it reads a run again."""
 
+import inspect
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import pytest
 from helpers_cli import CLASSES, call, fit, fit_words, make_ground, result_of
 
 import vitgraft
-from vitgraft import method
+from vitgraft import methods
 from vitgraft.commands import cli
 from vitgraft.common.settings import Settings
 from vitgraft.pages import catalogue
@@ -40,7 +41,7 @@ def heavy_after(*statements):
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["fit", "--help"]], ids=" ".join)
 def test_help_and_version_load_nothing_heavy(words):
-    run = ["from vitgraft import cli", "try:", f"    cli.main({words!r})", "except SystemExit as end:"]
+    run = ["from vitgraft.commands import cli", "try:", f"    cli.main({words!r})", "except SystemExit as end:"]
     assert heavy_after(*run, "    assert end.code in (0, None), end.code", "else:", "    assert False") == []
 
 
@@ -55,7 +56,9 @@ def test_the_packages_that_are_looked_for_are_found_when_they_load():
 
 def test_the_public_names_are_there():
     for name in vitgraft.__all__:
-        assert getattr(vitgraft, name).__module__.startswith("vitgraft."), name
+        found = getattr(vitgraft, name)
+        assert (found.__name__ if inspect.ismodule(found) else found.__module__).startswith("vitgraft."), name
+    assert set(dir(vitgraft)) == {*vitgraft.__all__, "__version__"}
     with pytest.raises(AttributeError, match="nothing_such"):
         _ = vitgraft.nothing_such
 
@@ -100,13 +103,13 @@ def test_version(capsys):
 def test_methods_lists_every_file_of_the_folder(capsys):
     lines = shown(capsys, "methods").splitlines()
     listed = [line.split()[0] for line in lines[1 : lines.index("")]]
-    assert listed == method.names()
+    assert listed == methods.names()
     assert set(METHODS) <= set(listed)
 
 
 def test_methods_as_json(capsys):
     rows = {row["name"]: row for row in json.loads(shown(capsys, "methods", "--json"))}
-    assert list(rows) == method.names()
+    assert list(rows) == methods.names()
     keys = {"name", "title", "paper", "contacts", "parameters_vit_b16", "crosses_backbone", "mergeable", "published"}
     assert all(set(row) == keys for row in rows.values())
     counts = {name: rows[name]["parameters_vit_b16"] for name in METHODS}
@@ -121,7 +124,7 @@ def test_methods_as_json(capsys):
 
 def test_methods_of_one_method(capsys):
     out = shown(capsys, "methods", "hst")
-    assert out.startswith(method.find("hst").title)
+    assert out.startswith(methods.find("hst").title)
     assert "arXiv 2310.05393" in out
     options = out.partition("options and defaults:")[2]
     for option, default in {"--detached": "False", "--meta-tokens": "1", "--widths": "32 48 64 72"}.items():

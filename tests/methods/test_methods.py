@@ -191,7 +191,7 @@ READ_ALL = """
 import json, sys
 import torch
 from safetensors.torch import load_file, save_file
-from vitgraft import Backbone, adapter
+from vitgraft import Backbone, load_adapter
 
 torch.set_num_threads(1)
 folder = sys.argv[1]
@@ -201,7 +201,7 @@ for family, files in json.load(open(f"{folder}/what.json")).items():
     images = load_file(f"{folder}/{family}.images")["images"]
     for file in files:
         with torch.no_grad():
-            answers[file] = adapter.load(f"{folder}/{file}", backbone).model(images)
+            answers[file] = load_adapter(f"{folder}/{file}", backbone).model(images)
 save_file(answers, f"{folder}/answers")
 """
 

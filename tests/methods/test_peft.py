@@ -268,6 +268,6 @@ def test_without_the_package_all_but_this_method_works(monkeypatch, small):
 
 
 def test_the_package_is_imported_when_it_is_needed_and_not_before():
-    words = "import sys; from vitgraft import method; made = method.create('peft'); print('peft' in sys.modules)"
+    words = "import sys; from vitgraft import methods; made = methods.create('peft'); print('peft' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", words], env=environment(), capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
