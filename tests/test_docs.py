@@ -21,7 +21,7 @@ from vitgraft.pages.catalogue import VIT_B16, attached, shape_of
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the figures are no part of the package
 
-from docs.figures import figure, places, shapes  # noqa: E402
+from docs.figures import figure, layers, places, shapes  # noqa: E402
 
 PAGES = ROOT / "docs" / "methods"
 SIZES = {"ViT-Ti/16": "tiny", "ViT-S/16": "small", "ViT-B/16": "base", "ViT-L/16": "large"}
@@ -210,3 +210,17 @@ def test_blocks_in_words():
     assert places.where([4, 3, 5], 12) == "blocks 3 to 5"
     assert places.where([0, 2, 5], 12) == "blocks 0, 2, 5"
     assert places.where([0, 2, 4, 6, 8, 10], 12) == "6 of 12 blocks"
+
+
+def test_the_layers_are_drawn_as_the_contract_has_them():
+    drawn = (ROOT / "docs" / "layers.svg").read_text("utf-8")
+    assert drawn == layers.svg(), "draw it again: python -m docs.figures.layers docs/layers.svg"
+    rooms = {path.stem for path in (ROOT / "src" / "vitgraft").iterdir() if path.suffix in ("", ".py")}
+    assert {room for floor in layers.layers() for room in floor} == rooms - {"__init__", "__pycache__"}
+
+
+def test_what_the_pages_name_is_there():
+    for page in ("architecture.md", "where.md"):
+        text = (ROOT / "docs" / page).read_text("utf-8")
+        for name in re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.(?:py|md|json|css))?)`", text):
+            assert any((folder / name).exists() for folder in (ROOT, ROOT / "src" / "vitgraft")), f"{page}: {name}"
