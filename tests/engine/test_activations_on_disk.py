@@ -7,7 +7,7 @@ import torch
 from helpers_cli import adapter_of, call, fit, fit_words, make_backbone, make_ground, metrics_of, result_of, same
 from safetensors.torch import save_file
 
-from vitgraft.backbones import Backbone
+from vitgraft.backbones import ViT
 from vitgraft.common.errors import RequestError
 from vitgraft.engine import activations_on_disk as disk
 from vitgraft.engine.activations_on_disk import DiskStore, picture_digests
@@ -167,13 +167,13 @@ def ground(tmp_path_factory):
 @pytest.fixture
 def passes(monkeypatch, tmp_path):
     """How many pictures have passed the backbone; the cache is empty."""
-    counted, forward = [], Backbone.forward
+    counted, forward = [], ViT.forward
 
     def count(self, images, contacts=None, **more):
         counted.append(len(images))
         return forward(self, images, contacts, **more)
 
-    monkeypatch.setattr(Backbone, "forward", count)
+    monkeypatch.setattr(ViT, "forward", count)
     monkeypatch.setenv("VITGRAFT_CACHE", str(tmp_path / "cache"))
     return counted
 
