@@ -119,10 +119,10 @@ def test_skipping_does_not_empty_a_class(refused_fit, tmp_path):
 
 def test_a_file_that_is_no_picture(refused_fit, tmp_path):
     data = make_pictures(tmp_path / "data", train=4)
-    (data / "train" / "dots" / "notes.txt").write_text("the first dots were better\n")
+    (data / "train" / "dots" / "notes.png").write_text("the first dots were better\n")
     (data / "train" / "dots" / "none.png").touch()
     has(
-        refused_fit(data=data, code=1), "notes.txt (its content is in no picture format", "none.png (the file is empty)"
+        refused_fit(data=data, code=1), "notes.png (its content is in no picture format", "none.png (the file is empty)"
     )
 
 

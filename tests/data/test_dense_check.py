@@ -15,7 +15,7 @@ from vitgraft.data.check import check
 
 
 def lines(root: Path, task: str | None = None, **options: object) -> list[str]:
-    found = check(root, task, **options)  # type: ignore[arg-type]
+    found = check(root, task, **options).problems  # type: ignore[arg-type]
     assert all("\n" not in str(problem) for problem in found)
     return [str(problem).replace(str(root), "R") for problem in found]
 
@@ -23,7 +23,7 @@ def lines(root: Path, task: str | None = None, **options: object) -> list[str]:
 @pytest.mark.parametrize("make", [segment_set, object_set])
 def test_sound_sets_have_no_problem(tmp_path: Path, make) -> None:
     seen: list[tuple[int, int]] = []
-    assert check(make(tmp_path), workers=2, progress=lambda done, total: seen.append((done, total))) == []
+    assert not check(make(tmp_path), workers=2, progress=lambda done, total: seen.append((done, total))).problems
     assert seen == [(3, 6), (6, 6)]
 
 
@@ -31,7 +31,7 @@ def test_every_problem_of_masks(tmp_path: Path) -> None:
     root = segment_set(tmp_path)
     (root / "masks" / "train" / "1.png").unlink()
     index_mask(root / "masks" / "val" / "0.png", 9, (40, 60))
-    Image.new("RGB", (55, 43)).save(root / "masks" / "val" / "1.png")
+    Image.new("RGB", (55, 43), "red").save(root / "masks" / "val" / "1.png")
     (root / "images" / "val" / "2.png").write_text("")
     index_mask(root / "masks" / "val" / "other.png")
     missing, orphan, value, colour, empty = lines(root)

@@ -19,7 +19,7 @@ from vitgraft.data.dense import DensePictures
 from vitgraft.data.objects import Objects
 from vitgraft.data.preprocess import Preprocess
 from vitgraft.data.recognise import read_dense
-from vitgraft.data.truth import DenseSplit
+from vitgraft.data.truth import Coding, DenseSplit
 
 
 def pictures(root: Path, task: str, split: str = "train", **options: object) -> DensePictures:
@@ -124,7 +124,7 @@ def spoil(root: Path) -> None:
     (images / "0.png").write_text("no picture")
     index_mask(masks / "1.png", 0, size=(43, 56))
     index_mask(masks / "2.png", 3, size=(46, 50))
-    Image.new("RGB", (45, 49)).save(masks / "3.png")
+    Image.new("RGB", (45, 49), "red").save(masks / "3.png")
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 52)).save(images / "4.png", exif=exif)
@@ -232,7 +232,7 @@ def test_bad_requests(tmp_path: Path) -> None:
 def test_ade20k_labels_in_batches(tmp_path: Path) -> None:
     noise(tmp_path / "0.png")
     index_mask(tmp_path / "m.png", np.arange(60) // 20, (40, 60))
-    split = DenseSplit("train", (tmp_path / "0.png",), (tmp_path / "m.png",), zero_ignored=True)
+    split = DenseSplit("train", (tmp_path / "0.png",), (tmp_path / "m.png",), coding=Coding({0: 255, 1: 0, 2: 1}))
     found = DensePictures(split, CANVAS, task="segment", classes=2, workers=0)
     ((batch),) = found.batches([[0]])
     assert batch.targets[0, 0, [0, 31, 32, 63, 64, 95]].tolist() == [255, 255, 0, 0, 1, 1]

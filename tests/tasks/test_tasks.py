@@ -355,7 +355,7 @@ def test_check_lists_what_is_wrong(ground, tmp_path, capsys):
         assert "more.png" in streams.out
         assert "1 problem" in streams.err
         assert call("check", ground / "segment", "--json") == 1
-        assert [row["file"] for row in json.loads(capsys.readouterr().out)]
+        assert [row["file"] for row in json.loads(capsys.readouterr().out)["problems"]]
     finally:
         (ground / "segment" / "images" / "val" / "more.png").unlink()
 

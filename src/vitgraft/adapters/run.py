@@ -25,7 +25,7 @@ from ..common.errors import RequestError
 from ..common.files import read_json
 from ..common.settings import Settings
 from ..data import Batch, LoadedPictures
-from ..data.layouts import some
+from ..data.folders import some
 from ..engine.activations import activation_store
 from ..engine.answers import Answer, answers
 from ..engine.devices import fabric

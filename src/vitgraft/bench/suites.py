@@ -145,11 +145,12 @@ def local(root: str | os.PathLike[str], groups: Mapping[str, str] | None = None)
     there is no such sub-folder, where one is broken, and where `root` is itself a data set.
     """
     from ..data.dataset import check_data_folder, read
-    from ..data.layouts import LISTS, folders, some
+    from ..data.folders import folders_in, some
+    from ..data.layouts import LISTS
 
     root = Path(root).expanduser()
     check_data_folder(root)
-    inner = folders(root)
+    inner = folders_in(root)
     splits = [folder.name for folder in inner if folder.name in ("train", "val", "valid", "validation", "test")]
     if splits or any((root / name).is_file() for name in LISTS):
         raise RequestError(
@@ -175,10 +176,11 @@ def local(root: str | os.PathLike[str], groups: Mapping[str, str] | None = None)
 
 def _to_classify(folder: Path) -> bool:
     """Whether a folder holds lists or class folders, and is not arranged for a dense task."""
-    from ..data.layouts import LISTS, folders
+    from ..data.folders import folders_in
+    from ..data.layouts import LISTS
     from ..data.recognise import recognise
 
-    if not any((folder / name).is_file() for name in LISTS) and not folders(folder):
+    if not any((folder / name).is_file() for name in LISTS) and not folders_in(folder):
         return False
     try:
         return recognise(folder) == "classify"

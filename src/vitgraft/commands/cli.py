@@ -16,6 +16,7 @@ from ..common.settings import Settings
 from .options import values
 
 if TYPE_CHECKING:
+    from ..data.check import Checked
     from ..method import Method
 
 BACKBONE = "vit_base_patch16_224"
@@ -236,13 +237,23 @@ def _check(given: argparse.Namespace) -> None:
     from ..data.check import check
 
     with Console(quiet=given.json) as console:
-        problems = check(given.data, given.task, progress=console.bar("reading", "pictures"))
+        found = check(given.data, given.task, progress=console.bar("reading", "pictures"))
     if given.json:
-        print(json.dumps([{**vars(each), "file": str(each.file)} for each in problems], ensure_ascii=False))
+        print(json.dumps(found.to_dict(), ensure_ascii=False))
     else:
-        print("\n".join(map(str, problems)) or f"{given.data}: no problem found")
-    if problems:
-        raise WorkError(f"{len(problems)} problems in {given.data}: correct them, or fit with --skip-bad.")
+        print("\n".join(_checked(given.data, found)))
+    if found.problems:
+        raise WorkError(f"{len(found.problems)} problems in {given.data}: correct them, or fit with --skip-bad.")
+
+
+def _checked(data: str, found: Checked) -> list[str]:
+    """What was found in words: the task, what each split shows, what is odd, what is wrong."""
+    lines = [f"{'task':10}{found.task}"]
+    for split, classes in found.counts.items():
+        shown = [f"{name} {', '.join(f'{n:,} {what}' for what, n in of.items())}" for name, of in classes.items()]
+        lines.append(f"{split:10}{'; '.join(shown[:12])}{f'; ... {len(shown)} classes' if len(shown) > 12 else ''}")
+    lines += [f"{'note':10}{note}" for note in found.notes]
+    return [*lines, *(map(str, found.problems) if found.problems else [f"{data}: no problem found"])]
 
 
 def _merge(given: argparse.Namespace) -> None:
@@ -332,6 +343,9 @@ def _summary(result: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; 0 done, 1 the work failed, 2 the request was wrong, 130 stopped by Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that are no text
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         given = _parse(arguments)
         given.do(given)

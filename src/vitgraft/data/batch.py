@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .audit import Shown
+
 
 @dataclass
 class Batch:
@@ -51,6 +53,7 @@ class LoadedPictures(Protocol):
 
     skipped: list[tuple[Path, str]]  # bad pictures that were left out, with the reason
     views: tuple[str, ...]  # of each picture, by name; epochs take turns at them; none: every epoch sees another one
+    shown: Shown  # of each class
 
     def __len__(self) -> int: ...
     @property

@@ -1,47 +1,78 @@
-"""Everything that is wrong with a data set of any task: every file is read, and nothing stops at the first problem."""
+"""Everything that is wrong or odd with a data set of any task: every file is read, and nothing stops at the first
+problem. What `fit` reads is read here, by the same code."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..common.errors import RequestError
+from . import audit
 from .dataset import read
 from .dense import examine, unreadable
-from .layouts import LISTS, read_class_names, some, text_lines
-from .masks import files
+from .folders import is_junk, is_picture, some
+from .layouts import LISTS, parsed_line, read_class_names, text_lines
+from .masks import masks_without_picture
 from .pictures import BadPicture, open_picture
 from .recognise import recognise, survey
-from .truth import DenseSet, Problem
+from .truth import Problem
 
 Progress = Callable[[int, int], None]
 
 
+@dataclass
+class Checked:
+    """problems: what is wrong. notes: what was guessed or left out to read the set, and what is odd. counts: by split
+    and class, see `audit.counts`."""
+
+    task: str
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        problems = [{**vars(each), "file": str(each.file)} for each in self.problems]
+        return {"task": self.task, "problems": problems, "notes": self.notes, "counts": self.counts}
+
+
 def check(
     root: str | os.PathLike[str], task: str | None = None, *, workers: int = 0, progress: Progress | None = None
-) -> list[Problem]:
-    """Every problem of the data set in `root`, each with its file and place; [] where all is well.
+) -> Checked:
+    """Every problem of the data set in `root`, each with its file and place, and what is odd about it.
 
     The task is recognised where it is not given. Raises RequestError where there is no such folder, or where its task
     is not clear. `progress` is called with (pictures done, pictures in all).
     """
     root = Path(root).expanduser()
-    task = task or recognise(root)
-    if task == "classify":
-        return _classification(root, progress)
+    found = Checked(task or recognise(root))
+    if found.task == "classify":
+        _classification(root, found, progress)
+        return found
     try:
-        data, problems = survey(root, task)
+        data, found.problems = survey(root, found.task)
     except RequestError as error:
-        return [Problem(root, "", str(error), fatal=True)]
-    problems += _orphans(data)
+        found.problems = [Problem(root, "", str(error), fatal=True)]
+        return found
+    found.problems += masks_without_picture(data.splits.values())
+    found.notes += [*data.notes, *audit.odd(data), *_deep(data)]
     total, done = sum(map(len, data.splits.values())), 0
-    for split in data.splits.values():
-        found = examine(split, len(data.classes), workers, partial(_further, progress, done, total))
+    for name, split in data.splits.items():
+        seen = examine(split, len(data.classes), workers, partial(_further, progress, done, total))
         done += len(split)
-        problems += [problem for problem in found if isinstance(problem, Problem)]
-    return problems
+        found.problems += [each for each in seen if isinstance(each, Problem)]
+        shown = audit.shown_by(split, [each for each in seen if not isinstance(each, Problem)], len(data.classes))
+        found.counts[name] = audit.counts(shown, data.classes)
+        found.notes += audit.missing(name, shown, data.classes, training=name == "train")
+    return found
+
+
+def _deep(data: Any) -> list[str]:
+    return audit.deep(data.splits["train"].paths)[1] if "train" in data.splits else []
 
 
 def _further(progress: Progress | None, before: int, total: int, done: int, _: int) -> None:
@@ -49,50 +80,44 @@ def _further(progress: Progress | None, before: int, total: int, done: int, _: i
         progress(before + done, total)
 
 
-def _orphans(data: DenseSet) -> list[Problem]:
-    """Masks that no picture has."""
-    known = {mask for split in data.splits.values() for mask in split.masks}
-    return [
-        Problem(mask, "", "there is no picture for this mask; add one, or rename or remove the mask")
-        for folder in sorted({mask.parent for mask in known})
-        for mask in files(folder)
-        if mask not in known
-    ]
-
-
-def _classification(root: Path, progress: Progress | None) -> list[Problem]:
-    paths, problems = _listed(root)
+def _classification(root: Path, found: Checked, progress: Progress | None) -> None:
+    listed, found.problems = _listed(root)
     try:
         data = read(root)
         paths = {path for split in data.splits.values() for path in split.paths}
+        found.notes += [*data.notes, *audit.odd(data), *_deep(data)]
+        for name, split in data.splits.items():
+            shown = audit.shown_labels(split.labels, len(data.classes))
+            found.counts[name] = audit.counts(shown, data.classes)
+            found.notes += audit.missing(name, shown, data.classes, training=name == "train")
     except RequestError as error:
-        paths = paths or {path for path in root.glob("*/**/*") if path.is_file() and not path.name.startswith(".")}
-        problems = problems or [Problem(root, "", str(error), fatal=True)]
+        there = (path for path in root.rglob("*") if path.is_file() and not is_junk(path) and is_picture(path))
+        paths = listed or set(there)
+        found.problems = found.problems or [Problem(root, "", str(error), fatal=True)]
     for done, path in enumerate(sorted(paths), 1):
         try:
             open_picture(path)
         except BadPicture as bad:
-            problems.append(unreadable(bad))
+            found.problems.append(unreadable(bad))
         if progress is not None:
             progress(done, len(paths))
-    return problems
 
 
 def _listed(root: Path) -> tuple[set[Path], list[Problem]]:
-    """The pictures that lists "path label" name, and the lines whose picture or label is not there."""
+    """The pictures of lists "path label"; and the lines that cannot be read so, or whose label is no class of
+    classes.txt."""
     paths: set[Path] = set()
     problems = []
     names = read_class_names(root / "classes.txt")
     for file in (root / name for name in LISTS if (root / name).is_file()):
         for number, line in text_lines(file):
-            path, _, label = line.rpartition(" ")
-            known = names is None or label in names or (label.isdecimal() and int(label) < len(names))
-            if not (root / path.strip()).is_file():
-                fault = f"the line is {line!r}, but {root} has no picture {path.strip()!r}; correct or remove it"
-            elif not known:
-                fault = f"the label is {label!r}, but the classes are {some(names or ())}; correct or remove it"
-            else:
-                paths.add(root / path.strip())
-                continue
-            problems.append(Problem(file, f"line {number}", fault))
+            try:
+                path, label, _ = parsed_line(root, line, f"line {number}")
+                if names and label not in names and not (label.isdecimal() and int(label) < len(names)):
+                    raise RequestError(
+                        f"the label is {label!r}, but the classes are {some(names)}; correct or remove it"
+                    )
+                paths.add(path)
+            except RequestError as error:
+                problems.append(Problem(file, f"line {number}", str(error)))
     return paths, problems

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import RequestError, near_misses
-from .layouts import LAYOUTS, Found, folders, recognise, some
+from .folders import folders_in, some
+from .layouts import LAYOUTS, Found, recognise
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What `read` found; `layout` says in words which form it has, how it was split, and how much there is of it."""
+    """What `read` found; `layout` says in words which form it has, how it was split, and how much there is of it,
+    `notes` what was guessed, changed or left out to read it so."""
 
     root: Path
     classes: tuple[str, ...]
     splits: dict[str, Split]
     layout: str
+    notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> Split:
         """One split, or a union such as "train+val" in the order asked for; RequestError if there is no such split."""
@@ -79,22 +82,23 @@ def read(
     check_data_folder(root)
     known = tuple(classes) if classes is not None else None
     try:
-        found = recognise(root, seed, val_share, known)
+        notes: list[str] = []
+        found = recognise(root, seed, val_share, known, notes)
     except OSError as error:
         raise RequestError(
             f"{error.filename or root} was to be read, but the system refuses ({error.strerror}); check its permissions"
         ) from error
     if known is not None:
         _check_known(root, found, known)
-        return _number(root, found, known, found.how)
+        return _number(root, found, known, found.how, notes)
     trained = {name for _, name in found.splits.get("train", [])}
     _check_training(root, found, trained)
     untrained = len(found.classes) - len(trained)
     note = f" ({untrained} without a training picture)" if untrained else ""
-    return _number(root, found, found.classes, f"{found.how}; {len(found.classes)} classes{note}")
+    return _number(root, found, found.classes, f"{found.how}; {len(found.classes)} classes{note}", notes)
 
 
-def _number(root: Path, found: Found, classes: tuple[str, ...], layout: str) -> DataSet:
+def _number(root: Path, found: Found, classes: tuple[str, ...], layout: str, notes: Sequence[str]) -> DataSet:
     """Class names to labels."""
     index = {name: label for label, name in enumerate(classes)}
     splits = {
@@ -102,7 +106,7 @@ def _number(root: Path, found: Found, classes: tuple[str, ...], layout: str) -> 
         for split, pairs in found.splits.items()
     }
     counts = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
-    return DataSet(root, classes, splits, f"{layout}; pictures: {counts}")
+    return DataSet(root, classes, splits, f"{layout}; pictures: {counts}", tuple(notes))
 
 
 def check_data_folder(root: Path) -> None:
@@ -112,7 +116,7 @@ def check_data_folder(root: Path) -> None:
         raise RequestError(f"a data set was expected at {root}, but that is a file; name the folder that holds it")
     if not root.parent.is_dir():
         raise RequestError(f"a data set was expected at {root}, but there is no folder {root.parent}; correct the path")
-    siblings = [folder.name for folder in folders(root.parent)]
+    siblings = [folder.name for folder in folders_in(root.parent)]
     beside = f"holds {some(siblings)}" if siblings else "holds no folder"
     raise RequestError(
         f"a data set was expected at {root}, but {root.parent} {beside}; correct the path."

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..common.errors import RequestError, WorkError
+from .audit import Seen, Shown, shown_by
 from .augment import STRIDE, Augment, Truth, evaluation_view, prepared
 from .batch import Batch
 from .loader import AS_THEY_ARE, even_batches, loaded
 from .masks import BadTruth, load_mask
-from .pictures import BadPicture, open_picture
+from .pictures import BadPicture, Levels, open_picture
 from .preprocess import Preprocess
 from .truth import DenseSplit, Problem
 
@@ -45,6 +46,7 @@ class DensePictures:
 
     split: DenseSplit  # without what was left out
     sizes: list[tuple[int, int]]  # (h, w) of each picture's file
+    shown: Shown  # of each class
     skipped: list[tuple[Path, str]]  # files that were bad, with the reason
     views: tuple[str, ...]  # of each picture, by name; epochs take turns at them; none: every epoch sees another one
 
@@ -79,9 +81,11 @@ class DensePictures:
         good = [index for index, found in enumerate(checked) if not isinstance(found, Problem)]
         if bad and (not skip_bad or not good):
             raise WorkError(_bad_pictures(split, bad, skip_bad))
-        self.skipped = bad
+        self.skipped = [*split.left_out, *bad]
         self.split = split.take(good)
-        self.sizes = [found for found in checked if not isinstance(found, Problem)]
+        seen = [found for found in checked if not isinstance(found, Problem)]
+        self.sizes = [each.size for each in seen]
+        self.shown = shown_by(self.split, seen, classes)
 
     @property
     def paths(self) -> list[Path]:
@@ -110,7 +114,9 @@ class DensePictures:
             epoch=epoch,
             cover=self._cover,
         )
-        for items in loaded(_Each(self.split, self._classes, load), indices, _same, self._workers):
+        for items in loaded(
+            _Each(self.split, self._classes, load, self._preprocess.levels), indices, _same, self._workers
+        ):
             for item in items:
                 if isinstance(item, Problem):  # it was good when all were checked: the file has changed since
                     raise BadTruth(item)
@@ -133,11 +139,11 @@ class DensePictures:
 
 def examine(
     split: DenseSplit, classes: int, workers: int, progress: Callable[[int, int], None] | None = None
-) -> list[tuple[int, int] | Problem]:
-    """Opens every picture and its truth: for each the size (h, w) of its file, or what is wrong."""
-    found: list[tuple[int, int] | Problem] = []
-    for sizes in loaded(_Each(split, classes, _size), even_batches(len(split), _CHUNK), _same, workers):
-        found += sizes
+) -> list[Seen | Problem]:
+    """Opens every picture and its truth: for each what was seen of it, or what is wrong."""
+    found: list[Seen | Problem] = []
+    for seen in loaded(_Each(split, classes, _seen), even_batches(len(split), _CHUNK), _same, workers):
+        found += seen
         if progress is not None:
             progress(len(found), len(split))
     return found
@@ -152,8 +158,9 @@ def _reason(problem: Problem) -> str:
     return f"at {problem.place}: {problem.sentence}" if problem.place else problem.sentence
 
 
-def _size(image: Image.Image, truth: Truth, index: int) -> tuple[int, int]:
-    return image.height, image.width
+def _seen(image: Image.Image, truth: Truth, index: int) -> Seen:
+    pixels = np.bincount(truth.ravel(), minlength=256) if isinstance(truth, np.ndarray) else None
+    return Seen((image.height, image.width), pixels)
 
 
 def _load(image: Image.Image, truth: Truth, index: int, *, epoch: int | None, **arguments: Any) -> Item:
@@ -164,7 +171,14 @@ class _Each(Dataset[Any]):
     """Index to `make(picture, truth, index)` or, for a bad picture, the Problem. At module level, so that every way of
     starting a worker process can import it."""
 
-    def __init__(self, split: DenseSplit, classes: int, make: Callable[[Image.Image, Truth, int], Any]) -> None:
+    def __init__(
+        self,
+        split: DenseSplit,
+        classes: int,
+        make: Callable[[Image.Image, Truth, int], Any],
+        levels: Levels | None = None,
+    ) -> None:
+        self.levels = levels
         self.split = split
         self.classes = classes
         self.make = make
@@ -175,7 +189,7 @@ class _Each(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         path = self.split.paths[index]
         try:
-            image, truth = open_picture(path), _truth(self.split, self.classes, index)
+            image, truth = open_picture(path, self.levels), _truth(self.split, self.classes, index)
             return self.make(image, truth, index) if not (fault := _misfit(path, image, truth)) else fault
         except BadPicture as bad:
             return unreadable(bad)
@@ -184,7 +198,7 @@ class _Each(Dataset[Any]):
 
 
 def _truth(split: DenseSplit, classes: int, index: int) -> Truth:
-    return load_mask(split.masks[index], classes, split.zero_ignored) if split.masks else split.objects[index]
+    return load_mask(split.masks[index], classes, split.coding) if split.masks else split.objects[index]
 
 
 def _misfit(path: Path, image: Image.Image, truth: Truth) -> Problem | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..common.errors import RequestError, WorkError
+from .audit import Shown, shown_labels
 from .batch import Batch
 from .dataset import Split
 from .pictures import BadPicture, open_picture
@@ -50,7 +51,9 @@ class _Decode(Dataset[tuple[int, Tensor | str]]):
         try:
             if self.recipe is None:
                 return index, self.preprocess.load(path)
-            return index, self.recipe.pixels(open_picture(path), self.recipe.key(self.epoch or 0, index))
+            return index, self.recipe.pixels(
+                open_picture(path, self.preprocess.levels), self.recipe.key(self.epoch or 0, index)
+            )
         except BadPicture as bad:
             return index, bad.reason
 
@@ -78,6 +81,7 @@ class Pictures:
         skip_bad: leave bad pictures out, into `skipped`, where otherwise they are an error.
         keep_bytes: the decoded pixels stay in memory if they take at most this; else, and with a recipe, each call of
             `batches` decodes.
+        classes: how many there are; as many as the labels say, unless given.
         progress: called with (pictures done, pictures in all) while they are decoded for the first time.
 
     Raises WorkError when pictures are bad, or when skipping them leaves a class with none.
@@ -87,6 +91,7 @@ class Pictures:
     labels: Tensor  # int64 [n]
     skipped: list[tuple[Path, str]]  # bad pictures that were left out, with the reason
     views: tuple[str, ...]  # of each picture, by name; epochs take turns at them; none: every epoch sees another one
+    shown: Shown  # of each class
 
     def __init__(
         self,
@@ -97,6 +102,7 @@ class Pictures:
         recipe: Recipe | None = None,
         skip_bad: bool = False,
         keep_bytes: int = 2 << 30,
+        classes: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._preprocess = preprocess
@@ -112,7 +118,9 @@ class Pictures:
             raise WorkError(_bad_pictures(split, self.skipped))
         _check_classes(split, good)
         self.paths = [split.paths[index] for index in good]
-        self.labels = torch.tensor([split.labels[index] for index in good], dtype=torch.int64)
+        labels = [split.labels[index] for index in good]
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+        self.shown = shown_labels(labels, classes or max(split.labels, default=0) + 1)
 
     def __len__(self) -> int:
         return len(self.paths)

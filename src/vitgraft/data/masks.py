@@ -1,22 +1,38 @@
-"""Data for semantic segmentation: pictures with index masks in our layout, and ADE20K as it is distributed."""
+"""Data for semantic segmentation: pictures with masks beside them, in the forms that tools write, and ADE20K."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ..common.errors import WorkError
-from .layouts import folders, read_class_names, some, text_lines
+from .folders import SPLITS, files_in, held_out, is_picture, pictures_in, some, walk
+from .layouts import read_class_names
 from .pictures import reason_of
-from .truth import IGNORED, DenseSet, DenseSplit, Problem, by_split
+from .tables import COLOUR, text_lines
+from .truth import IGNORED, Coding, DenseSet, DenseSplit, Problem, counted
 
 LAYOUT = (
     "images/SPLIT/FILE with masks/SPLIT/STEM.png and classes.txt (SPLIT: train, val, test), or ADEChallengeData2016"
 )
 ADE = "ADEChallengeData2016"
+SUFFIX = re.compile(r"(?:[-_ .](?:mask|label|labels|seg|segmentation|gt|annotation|l|p|m))+$", re.I)
+LOOKED_AT = 200  # masks whose values are looked at before training, spread over the set
+CITYSCAPES = re.compile(r"_leftImg8bit$|_gtFine_label(?:Train)?Ids$|_gtCoarse_labelIds$")
+# Cityscapes' 19 classes that are measured, by the number that labelIds gives them.
+CITY_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+CITY_NAMES = (
+    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
+    "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+)  # fmt: skip
+Rgb = tuple[int, int, int]
 
 
 class BadTruth(WorkError):  # noqa: N818
@@ -32,29 +48,110 @@ def is_ade(root: Path) -> bool:
     return any((root / inner / "annotations" / "training").is_dir() for inner in ("", ADE))
 
 
-def read_masks(root: Path, classes: tuple[str, ...] | None, problems: list[Problem]) -> DenseSet:
-    """Reads `root` for segmentation; what is wrong is added to `problems` and left out. No picture is opened here.
+def has_masks(root: Path) -> bool:
+    """Whether a folder of `root` holds pictures, and another one, named for it, masks of the same names."""
+    return is_ade(root) or bool(_places(root))
+
+
+class _Place(NamedTuple):
+    """Pictures and their masks; of no split by name where `split` is None."""
+
+    split: str | None
+    pictures: Path
+    masks: Path
+
+
+def _places(root: Path) -> list[_Place]:
+    """Where the pictures of each split lie, and their masks: in folders whose names say the same but for that."""
+    found = list(walk(root))
+    truth = [folder for folder in found if folder.truth and _holds_pictures(folder.path)]
+    places = []
+    for folder in found:
+        beside = [other for other in truth if (other.split, other.rest) == (folder.split, folder.rest)]
+        if not folder.truth and beside and _holds_pictures(folder.path):
+            places.append(_Place(folder.split, folder.path, beside[0].path))
+    return places
+
+
+def _holds_pictures(folder: Path) -> bool:
+    return any(is_picture(file) for file in files_in(folder)[:8])
+
+
+def read_masks(
+    root: Path, classes: tuple[str, ...] | None, problems: list[Problem], notes: list[str], seed: int = 0
+) -> DenseSet:
+    """Reads `root` for segmentation; what is wrong is added to `problems` and left out, what was guessed to `notes`.
 
     With `classes`, those of an adapter that is evaluated, classes.txt must say the same or be absent.
     """
-    ade = is_ade(root)
-    root = root / ADE if ade and (root / ADE).is_dir() else root
-    known = _classes(root / ("objectInfo150.txt" if ade else "classes.txt"), ade, classes, problems)
-    pictures, masks = root / "images", root / ("annotations" if ade else "masks")
-    folder_of = by_split(root, [folder.name for folder in folders(pictures)]) if pictures.is_dir() else {}
-    if not folder_of:
-        problems.append(Problem(pictures, "", f"no folder of a split is in it; arrange the data as {LAYOUT}", True))
+    if is_ade(root):
+        return _read_ade(root / ADE if (root / ADE).is_dir() else root, classes, problems, notes)
+    places = _places(root)
+    if not places:
+        problems.append(Problem(root, "", f"no folder of a split is in it; arrange the data as {LAYOUT}", True))
+    pairs: dict[str | None, dict[Path, Path]] = {}
+    listed = _listed(root)
+    for place in places:
+        found = _pair(place.pictures, place.masks, problems, notes, {s for stems in listed.values() for s in stems})
+        pairs.setdefault(place.split, {}).update(found)
+    how = ", ".join(f"{_short(root, p.pictures)} with {_short(root, p.masks)}" for p in places[:3])
+    how += ", ..." if len(places) > 3 else ""
+    splits = _split(pairs, listed, notes, seed)
+    masks = [mask for found in splits.values() for mask in found]
+    known, coding = _coding(root, masks, list(splits.get("train", {})), classes, problems, notes)
+    dense = {
+        split: DenseSplit(split, tuple(found.values()), tuple(found), coding=coding) for split, found in splits.items()
+    }
+    return DenseSet(root, "segment", known, dense, f"{how}; classes: {len(known)}; {counted(dense)}", tuple(notes))
+
+
+def _short(root: Path, folder: Path) -> str:
+    return folder.relative_to(root).as_posix() if folder != root else root.name
+
+
+def _listed(root: Path) -> dict[str, list[str]]:
+    """The stems of each split, where VOC's lists for segmentation are there."""
+    lists = root / "ImageSets" / "Segmentation"
+    files = {split: lists / f"{split}.txt" for split in SPLITS}
+    return {split: [line for _, line in text_lines(file)] for split, file in files.items() if file.is_file()}
+
+
+def _split(
+    pairs: dict[str | None, dict[Path, Path]], listed: dict[str, list[str]], notes: list[str], seed: int
+) -> dict[str, dict[Path, Path]]:
+    """The pairs by split: as lists say, as the folders say, or with a fifth held out."""
+    pool = pairs.pop(None, {})
+    if pool and listed:
+        by_stem = {mask.stem: mask for mask in pool}
+        for split, stems in listed.items():
+            pairs[split] = {by_stem[stem]: pool[by_stem[stem]] for stem in stems if stem in by_stem}
+    elif pool and "train" not in pairs:
+        kept = held_out(sorted(pool), 0.2, lambda mask: mask.stem, seed) if "val" not in pairs else set()
+        pairs["train"] = {mask: picture for mask, picture in pool.items() if mask not in kept}
+        if kept:
+            pairs["val"] = {mask: picture for mask, picture in pool.items() if mask in kept}
+            notes.append(f"no split by name: {len(kept)} of {len(pool)} pictures were held out as val, by seed {seed}")
+    elif pool:
+        notes.append(f"{len(pool)} pictures with masks are in no split, and were not read")
+    return {split: pairs[split] for split in SPLITS if pairs.get(split)}
+
+
+def _read_ade(root: Path, classes: tuple[str, ...] | None, problems: list[Problem], notes: list[str]) -> DenseSet:
+    info = root / "objectInfo150.txt"
+    known = _checked(info, _ade_classes(info) if info.is_file() else None, classes, problems)
+    coding = Coding({0: IGNORED, **{label + 1: label for label in range(len(known))}})
     splits = {}
-    for split, name in folder_of.items():
-        pairs = _pair(pictures / name, masks / name, problems)
-        splits[split] = DenseSplit(split, tuple(pairs.values()), tuple(pairs), zero_ignored=ade)
-    how = f"{ADE}, 0 ignored" if ade else "images/SPLIT with masks/SPLIT"
-    counts = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
-    return DenseSet(root, "segment", known, splits, f"{how}; classes: {len(known)}; pictures: {counts}")
+    for split, name in (("train", "training"), ("val", "validation")):
+        if (root / "images" / name).is_dir():
+            pairs = _pair(root / "images" / name, root / "annotations" / name, problems, notes)
+            splits[split] = DenseSplit(split, tuple(pairs.values()), tuple(pairs), coding=coding)
+    how = f"{ADE}, 0 ignored; classes: {len(known)}; {counted(splits)}"
+    return DenseSet(root, "segment", known, splits, how, tuple(notes))
 
 
-def _classes(path: Path, ade: bool, classes: tuple[str, ...] | None, problems: list[Problem]) -> tuple[str, ...]:
-    named = _ade_classes(path) if ade and path.is_file() else read_class_names(path)
+def _checked(
+    path: Path, named: tuple[str, ...] | None, classes: tuple[str, ...] | None, problems: list[Problem]
+) -> tuple[str, ...]:
     if named and classes and named != classes:
         sentence = (
             f"the classes are {some(named)}, but the adapter was trained on {some(classes)}, and it is by number that "
@@ -77,136 +174,248 @@ def _ade_classes(path: Path) -> tuple[str, ...]:
     return tuple(row[-1].split(",")[0].strip() for row in rows)
 
 
-def _pair(pictures: Path, masks: Path, problems: list[Problem]) -> dict[Path, Path]:
-    """{mask: picture} of the same stem, for every picture of a folder."""
+def _pair(
+    pictures: Path, masks: Path, problems: list[Problem], notes: list[str], listed: Collection[str] = ()
+) -> dict[Path, Path]:
+    """{mask: picture} of the same stem, or of the same but for a suffix such as _mask, for every picture of a folder.
+
+    listed: the stems of those that are in a split; none: all.
+    """
+    of_stem: dict[str, Path] = {}
+    suffixed: dict[str, Path] = {}
+    for file in pictures_in(masks, notes):
+        if CITYSCAPES.search(file.stem) or "gtFine" not in file.stem:
+            of_stem.setdefault(file.stem, file)
+            suffixed.setdefault(SUFFIX.sub("", CITYSCAPES.sub("", file.stem)), file)
     pairs: dict[Path, Path] = {}
-    for picture in files(pictures):
-        mask = masks / f"{picture.stem}.png"
-        if mask in pairs:
+    guessed = 0
+    for picture in pictures_in(pictures, notes):
+        if listed and picture.stem not in listed:
+            continue
+        stem = CITYSCAPES.sub("", picture.stem)
+        mask = of_stem.get(picture.stem) or suffixed.get(stem)
+        if mask is None:
+            expected = masks / f"{picture.stem}.png"
+            sentence = f"the picture has no mask, which should be {expected}; add the mask, or remove the picture"
+        elif mask in pairs:
             sentence = f"the picture {pairs[mask].name} has the same mask, {mask.name}; rename one of the two"
-        elif not mask.is_file():
-            sentence = f"the picture has no mask, which should be {mask}; add the mask, or remove the picture"
         else:
             pairs[mask] = picture
+            guessed += mask.stem != picture.stem
             continue
         problems.append(Problem(picture, "", sentence))
+    if guessed:
+        example = next(f"{p.name} with {m.name}" for m, p in pairs.items() if m.stem != p.stem)
+        notes.append(f"{masks}: {guessed} masks were paired without the suffix of their names, as {example}")
     if not pairs:
         problems.append(Problem(pictures, "", f"it holds no picture that has a mask in {masks}; add some", True))
     return pairs
 
 
-def files(folder: Path) -> list[Path]:
-    """The files in a folder by name, the hidden ones left out; every one counts as a picture."""
-    inner = (item for item in folder.iterdir() if item.is_file() and not item.name.startswith("."))
-    return sorted(inner, key=lambda item: item.name)
+# --- what the values of masks mean --------------------------------------------------------------------------------
 
 
-def load_mask(path: Path, classes: int, zero_ignored: bool = False) -> np.ndarray:
+@dataclass
+class _Seen:
+    """What some masks hold: values by the number of masks, colours by the number of pixels, palettes of the values."""
+
+    values: Counter[int] = field(default_factory=Counter)
+    colours: Counter[Rgb] = field(default_factory=Counter)
+    palette: dict[int, Rgb] = field(default_factory=dict)
+    clash: str = ""  # where one value has two colours
+    coloured: int = 0  # masks that are pictures in colours
+    numbered: int = 0  # masks of numbers
+
+
+def _look(masks: Sequence[Path]) -> _Seen:
+    seen = _Seen()
+    for path in masks:
+        try:
+            with Image.open(path) as image:
+                if image.mode in ("RGB", "RGBA"):
+                    array = np.asarray(image.convert("RGB")).reshape(-1, 3)
+                    if (array == array[:, :1]).all():
+                        seen.values.update(np.unique(array[:, 0]).tolist())
+                        seen.numbered += 1
+                    else:
+                        seen.coloured += 1
+                        colours, counts = np.unique(array, axis=0, return_counts=True)
+                        seen.colours.update(dict(zip(map(tuple, colours.tolist()), counts.tolist(), strict=True)))
+                    continue
+                palette = image.getpalette() if image.mode == "P" else None
+                present = np.unique(_values(image)).tolist()
+        except (OSError, ValueError, SyntaxError):
+            continue  # it is a problem where each mask is read
+        seen.values.update(present)
+        seen.numbered += 1
+        for value in present if palette else ():
+            colour: Any = tuple((palette or [])[3 * value : 3 * value + 3])
+            if len(colour) == 3 and seen.palette.setdefault(value, colour) != colour:
+                seen.clash = seen.clash or (
+                    f"{value} is the colour {' '.join(map(str, colour))} in {path.name}, but "
+                    f"{' '.join(map(str, seen.palette[value]))} in another mask"
+                )
+    return seen
+
+
+def _coding(
+    root: Path,
+    masks: Sequence[Path],
+    trained: Sequence[Path],
+    classes: tuple[str, ...] | None,
+    problems: list[Problem],
+    notes: list[str],
+) -> tuple[tuple[str, ...], Coding]:
+    """The classes, and what each value or colour of a mask is; from the names that are written, and from the masks."""
+    path = root / "classes.txt"
+    coloured = _colours(root)
+    named = tuple(coloured) or read_class_names(path)
+    spread = masks if named is None and not classes else masks[:: max(1, len(masks) // LOOKED_AT)]
+    seen = _look(spread)
+    if masks and all(CITYSCAPES.search(mask.stem) for mask in masks[:10]) and not named:
+        notes.append("Cityscapes' labelIds: its 19 classes by name, everything else ignored")
+        table = dict.fromkeys(range(256), IGNORED) | {value: label for label, value in enumerate(CITY_IDS)}
+        return _checked(path, CITY_NAMES, classes, problems), Coding(table)
+    if seen.coloured > seen.numbered or (seen.clash and coloured):
+        if coloured:
+            colours = {rgb: label for label, rgb in enumerate(coloured.values())}
+            return _checked(path, named, classes, problems), Coding(colours=colours)
+        found = ", ".join(" ".join(map(str, rgb)) for rgb, _ in seen.colours.most_common(8))
+        sentence = (
+            f"the masks are pictures in colours, of which it is not said which class each is; the commonest of "
+            f"{len(seen.colours)} are {found}: write lines 'name r g b' into {path}"
+        )
+        problems.append(Problem(masks[0].parent if masks else root, "", sentence, fatal=True))
+        return classes or named or ("",), Coding()
+    if seen.clash:
+        sentence = f"its palette is not that of the others: {seen.clash}; write lines 'name r g b' into {path}"
+        problems.append(Problem(masks[0].parent, "", sentence, fatal=True))
+    return _numbered(path, seen, masks, named, classes, problems, notes)
+
+
+def _numbered(
+    path: Path,
+    seen: _Seen,
+    masks: Sequence[Path],
+    named: tuple[str, ...] | None,
+    classes: tuple[str, ...] | None,
+    problems: list[Problem],
+    notes: list[str],
+) -> tuple[tuple[str, ...], Coding]:
+    """The same of masks whose values are numbers."""
+    present = set(seen.values)
+    known = classes or named
+    if present and max(present) in (IGNORED, 65535) and len(present) <= 2 and len(known or "12") == 2:
+        high = max(present)
+        if present <= {0, high}:
+            known = _checked(path, named or (None if classes else ("background", "foreground")), classes, problems)
+            notes.append(f"the masks hold 0 and {high} alone: {high} was read as the class {known[1]!r}")
+            return known, Coding({0: 0, high: 1})
+    if known is None and present:
+        numbers = [value for value in present if value != IGNORED]
+        known = tuple(map(str, range(max(numbers, default=0) + 1)))
+        notes.append(f"no classes.txt: the classes were named by the numbers 0 to {len(known) - 1} in the masks")
+        if len(known) > IGNORED:
+            return _checked(path, known, classes, problems), Coding()
+    return _checked(path, named if classes else known, classes, problems), Coding()
+
+
+def _colours(root: Path) -> dict[str, Rgb]:
+    """{class: its colour}, from classes.txt, CVAT's labelmap.txt, or the tables that others write."""
+    for name in ("classes.txt", "labelmap.txt", "label_colors.txt", "class_dict.csv"):
+        if not (root / name).is_file():
+            continue
+        found: dict[str, Rgb] = {}
+        for _, line in text_lines(root / name):
+            if match := COLOUR.fullmatch(line):
+                found[match["name"].strip()] = (int(match["r"]), int(match["g"]), int(match["b"]))
+            elif match := re.fullmatch(r"(\d{1,3})\s+(\d{1,3})\s+(\d{1,3})\s+(\S.*)", line):
+                found[match[4].strip()] = (int(match[1]), int(match[2]), int(match[3]))
+        if found:
+            return found
+    return {}
+
+
+def _values(image: Image.Image) -> np.ndarray:
+    """The numbers of a mask that has one channel, integers [h, w]; ValueError for another kind of picture."""
+    tile: Any = getattr(image, "tile", None)
+    raw = tile[0][3] if tile else None
+    image.load()
+    values = np.asarray(image)
+    if image.mode == "L" and raw in ("L;2", "L;4"):  # Pillow stretches 2 and 4 bits of grey to 0..255
+        return values // (85 if raw == "L;2" else 17)
+    if image.mode in ("L", "P", "1", "I") or image.mode.startswith("I;16"):
+        return values.astype(np.int64)
+    if image.mode in ("RGB", "RGBA", "LA"):
+        grey = values[..., 0]
+        if image.mode == "LA" or ((values[..., 1] == grey).all() and (values[..., 2] == grey).all()):
+            return grey
+    raise ValueError(f"its pixels are {image.mode}, but a mask is a picture of class numbers; convert it")
+
+
+def load_mask(path: Path, classes: int, coding: Coding = Coding()) -> np.ndarray:  # noqa: B008
     """A mask file as labels uint8 [h, w]: 0 up to below `classes`, and 255 where it is to be ignored.
 
-    Raises `BadTruth` for a file that is no 8-bit index or grey picture, or that holds another value.
+    Raises `BadTruth` for a file that is no such picture, or that holds another value.
     """
     try:
         with Image.open(path) as image:
-            raw = image.tile[0][3] if image.tile else None
-            image.load()
-            mode, values = image.mode, np.asarray(image)
+            if coding.colours is not None:
+                image.load()
+                return _by_colour(path, np.asarray(image.convert("RGB")), coding.colours)
+            values = _values(image)
+    except ValueError as error:
+        raise BadTruth(Problem(path, "", str(error))) from error
+    except BadTruth:
+        raise
     except Exception as error:  # as in `open_picture`: decoders meet broken bytes with nearly any error
         sentence = f"it cannot be read as a mask ({reason_of(path, error)}); replace or remove it"
         raise BadTruth(Problem(path, "", sentence)) from error
-    if mode not in ("L", "P", "1") or raw in ("L;2", "L;4"):  # Pillow stretches 2 and 4 bits of grey to 0..255
-        kind = f"{raw} bits" if mode == "L" else mode
-        sentence = f"its pixels are {kind}, but a mask is an 8-bit grey or palette picture of class numbers; convert it"
-        raise BadTruth(Problem(path, "", sentence))
-    values = values.astype(np.uint8)
-    labels = values - np.uint8(1) if zero_ignored else values  # 0 wraps round to 255
-    bad = (labels >= classes) & (labels != IGNORED)
+    labels = values
+    if coding.values is not None:
+        table = np.full(1 << 16, -1)
+        for value, label in coding.values.items():
+            table[value] = label
+        labels = np.where((values >= 0) & (values < len(table)), table[values.clip(0, len(table) - 1)], -1)
+    bad = ((labels < 0) | (labels >= classes)) & ((labels != IGNORED) | (coding.values is not None) & (labels < 0))
     if bad.any():
         y, x = np.unravel_index(int(bad.argmax()), bad.shape)
-        first = int(zero_ignored)
-        sentence = (
-            f"the value is {values[y, x]}, one of {bad.sum()} such pixels, but the {classes} classes are {first} to "
-            f"{classes - 1 + first}, and {0 if zero_ignored else IGNORED} is ignored; correct the mask, or the classes"
-        )
+        raise BadTruth(Problem(path, f"x {x}, y {y}", _other_value(values[y, x], int(bad.sum()), classes, coding)))
+    return labels.astype(np.uint8)
+
+
+def _other_value(value: int, pixels: int, classes: int, coding: Coding) -> str:
+    if coding.values is None:
+        known = f"the {classes} classes are 0 to {classes - 1}, and {IGNORED} is ignored"
+    else:
+        ignored = [value for value, label in coding.values.items() if label == IGNORED]
+        numbers = sorted(set(coding.values) - set(ignored))
+        known = f"the {classes} classes are {numbers[0]} to {numbers[-1]}"
+        known = f"the classes are the values {numbers[0]} and {numbers[1]} alone" if len(numbers) == 2 else known
+        known += f", and {some(map(str, ignored), 3)} is ignored" if ignored else ""
+    return f"the value is {value}, one of {pixels} such pixels, but {known}; correct the mask, or the classes"
+
+
+def _by_colour(path: Path, array: np.ndarray, colours: Mapping[Rgb, int]) -> np.ndarray:
+    """uint8 [h, w, 3] to labels; BadTruth for a colour that is no class's."""
+    code = (array.astype(np.int64) << np.array([16, 8, 0])).sum(axis=-1)
+    labels = np.full(code.shape, -1)
+    for (r, g, b), label in colours.items():
+        labels[code == (r << 16 | g << 8 | b)] = label
+    if (bad := labels < 0).any():
+        y, x = np.unravel_index(int(bad.argmax()), bad.shape)
+        rgb = " ".join(map(str, array[y, x].tolist()))
+        sentence = f"the colour is {rgb}, one of {bad.sum()} pixels of no class; correct the mask, or add the colour"
         raise BadTruth(Problem(path, f"x {x}, y {y}", sentence))
-    return labels
+    return labels.astype(np.uint8)
 
 
-# The masks of single objects, as COCO writes them: polygons [[x, y, x, y, ...], ...] or run lengths
-# {"size": [h, w], "counts": [...] or text}, which go down the columns, from left to right, beginning with zeros.
-
-
-def fault_of(segmentation: Any, size: tuple[int, int]) -> str | None:
-    """What is wrong with a COCO segmentation in a picture of `size` (h, w), in a sentence; None where all is well."""
-    h, w = size
-    if isinstance(segmentation, dict):
-        if list(segmentation.get("size", ())) != [h, w]:
-            given = segmentation.get("size")
-            return (
-                f"its run lengths are for a size of {given} (h, w), but the picture has {[h, w]}; correct or remove it"
-            )
-        runs = _runs(segmentation.get("counts"))
-        if runs is None or (runs < 0).any() or runs.sum() != h * w:
-            covered = "no lengths" if runs is None else f"{runs.sum()} pixels"
-            return f"its run lengths hold {covered}, but the picture has {h * w} pixels; correct or remove it"
-        return None
-    if not isinstance(segmentation, list) or not segmentation:
-        return "it has no segmentation, which instance masks need; add one, remove it, or fit with --task detect"
-    for polygon in segmentation:
-        numbers = isinstance(polygon, list) and all(type(n) in (int, float) for n in polygon)
-        if not numbers or len(polygon) % 2 or len(polygon) < 6:
-            points = f"{len(polygon) / 2:g} points" if numbers else "something else than points"
-            return f"a polygon of it has {points}, but needs x, y of 3 or more; correct or remove it"
-        # Far points would make the rasteriser take all memory.
-        for name, values, extent in (("x", polygon[::2], w), ("y", polygon[1::2], h)):
-            if far := [n for n in values if not -extent <= n <= 2 * extent]:
-                return (
-                    f"a polygon of it has a point at {name} {far[0]:g}, far from its picture of {w} x {h}; correct it"
-                )
-    return None
-
-
-def _runs(counts: Any) -> np.ndarray | None:
-    """Run lengths int64 [r], from a list or from COCO's text; None where they are neither.
-
-    In the text a number has 5 bits per character (+ 48), the lowest first; 32 says that more follow, 16 in the last
-    one that it is negative; from the fourth number on it is the difference to the one two before.
-    """
-    if isinstance(counts, list) and all(type(n) is int for n in counts):
-        return np.array(counts, dtype=np.int64)
-    if not isinstance(counts, str | bytes):
-        return None
-    text = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
-    code = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
-    last = code & 32 == 0
-    if not len(code) or code.min() < 0 or code.max() > 63 or not last[-1]:
-        return None
-    ends = np.flatnonzero(last)
-    starts = np.r_[0, ends[:-1] + 1]
-    lengths = ends - starts + 1
-    if lengths.max() > 8:  # no picture has 2 ** 40 pixels
-        return None
-    place = np.arange(len(code)) - np.repeat(starts, lengths)
-    runs = np.add.reduceat((code & 31) << 5 * place, starts)
-    runs -= (code[ends] & 16 > 0) * (1 << 5 * lengths)
-    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
-    return runs
-
-
-def sample(segmentation: Any, size: tuple[int, int], rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """The pixels of an object's mask at these rows and columns of its picture: bool [len(rows), len(columns)].
-
-    `columns` ascend. No mask of the picture's own `size` (h, w) is made: large ones with many objects fit in memory.
-    """
-    h, w = size
-    if isinstance(segmentation, list):
-        from faster_coco_eval import mask
-
-        segmentation = mask.segmToRle(segmentation, w, h)
-    ends = _runs(segmentation["counts"]).cumsum()  # type: ignore[union-attr]
-    found = np.zeros((len(columns), len(rows)), dtype=bool)
-    if len(ends) > 1:
-        first, last = ends[0] // h, (ends[len(ends) // 2 * 2 - 1] - 1) // h  # columns that hold the mask
-        inside = slice(*columns.searchsorted([first, last + 1]))
-        found[inside] = ends.searchsorted(columns[inside, None] * h + rows, side="right") & 1
-    return found.T
+def masks_without_picture(splits: Iterable[DenseSplit]) -> list[Problem]:
+    """Masks that no picture has."""
+    known = {mask for split in splits for mask in split.masks}
+    return [
+        Problem(mask, "", "there is no picture for this mask; add one, or rename or remove the mask")
+        for folder in sorted({mask.parent for mask in known})
+        for mask in files_in(folder)
+        if mask not in known and is_picture(mask) and ("gtFine" not in mask.stem or CITYSCAPES.search(mask.stem))
+    ]

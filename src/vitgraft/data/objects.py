@@ -1,17 +1,21 @@
-"""The truth about one picture for detection and instance segmentation: its objects."""
+"""The truth about one picture for detection and instance segmentation: its objects, and how readers hand them over."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from .layouts import some
+from .folders import files_in, is_picture, some, walk
+from .pictures import reason_of
 
-OUTSIDE = 1.0  # pixels by which a box may reach out of its picture: rounding, or counting from 1; they are cut off
+ROUNDING = 1.0  # pixels by which a box may reach out of its picture without a word: rounding, or counting from 1
 Box = tuple[float, float, float, float]  # xyxy, in pixels of the picture's file
 
 
@@ -48,8 +52,32 @@ class Row(NamedTuple):
     segmentation: Any = None
 
 
+@dataclass
+class Entry:
+    """A picture as a reader finds it: the file of its truth, its size (h, w), its objects with the place where each is
+    written, and what is wrong with others, by place."""
+
+    path: Path
+    file: Path
+    size: tuple[int, int]
+    rows: list[tuple[str, Row]] = field(default_factory=list)
+    faults: list[tuple[str, str]] = field(default_factory=list)
+
+
 class Fault(Exception):  # noqa: N818
     """What is wrong with one picture or object, in a sentence."""
+
+
+class Tally(Counter[str]):
+    """What was changed or guessed to read a set, and how many times."""
+
+    def notes(self) -> Iterator[str]:
+        for words, count in self.items():
+            yield words.replace("#", str(count), 1) if "#" in words else words
+
+
+CUT = "# boxes reached out of their pictures, and were cut to them"
+SWAPPED = "# boxes had their corners in the wrong order, which was turned round"
 
 
 def gather(size: tuple[int, int], rows: Sequence[Row], classes: Sequence[str], masks: bool = False) -> Objects:
@@ -71,20 +99,74 @@ def gather(size: tuple[int, int], rows: Sequence[Row], classes: Sequence[str], m
     )
 
 
-def check_box(box: Box, size: tuple[int, int]) -> None:
-    """Raises `Fault` for a box xyxy without area, or outside a picture of `size` (h, w)."""
+def fitted(box: Box, size: tuple[int, int], tally: Tally) -> Box:
+    """A box xyxy cut to a picture of `size` (h, w); `Fault` where it has no area, or lies outside for the most part."""
     (x0, y0, x1, y1), (h, w) = box, size
     corners = f"the box from x {x0:g}, y {y0:g} to x {x1:g}, y {y1:g}"
     if not all(map(math.isfinite, box)):
         raise Fault(f"{corners} is nowhere, but its corners are places in the picture; give finite numbers")
+    if x1 < x0 and y1 < y0:
+        tally[SWAPPED] += 1
+        x0, y0, x1, y1 = x1, y1, x0, y0
     if x1 <= x0 or y1 <= y0:
         raise Fault(f"{corners} has no area, but an object has a width and a height above 0; correct or remove it")
-    inside = x0 < w and y0 < h and x1 > 0 and y1 > 0
-    if not inside or min(x0, y0) < -OUTSIDE or x1 > w + OUTSIDE or y1 > h + OUTSIDE:
-        raise Fault(f"{corners} reaches out of its picture, which is {w} wide and {h} high; correct or remove it")
+    inside = max(0.0, min(x1, w) - max(x0, 0.0)) * max(0.0, min(y1, h) - max(y0, 0.0))
+    if inside < 0.5 * (x1 - x0) * (y1 - y0):
+        raise Fault(f"{corners} lies for the most part outside its picture, which is {w} wide and {h} high; correct it")
+    if min(x0, y0) < -ROUNDING or x1 > w + ROUNDING or y1 > h + ROUNDING:
+        tally[CUT] += 1
+    return max(x0, 0.0), max(y0, 0.0), min(x1, float(w)), min(y1, float(h))
 
 
 def check_class(name: str, classes: Sequence[str]) -> None:
     """Raises `Fault` for a class that is not among `classes`."""
     if name not in classes:
         raise Fault(f"the object is of the class {name!r}, but the classes are {some(classes)}; rename or remove it")
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(h, w) of a picture, upright by its EXIF orientation, from its head alone; raises `Fault`."""
+    try:
+        with Image.open(path) as image:
+            w, h = image.size
+            turned = image.getexif().get(0x0112, 1) >= 5
+    except Exception as error:  # as in `open_picture`: decoders meet broken bytes with nearly any error
+        raise Fault(f"it cannot be read as a picture ({reason_of(path, error)}); replace or remove it") from error
+    return (w, h) if turned else (h, w)
+
+
+def truth_beside(root: Path, ending: str) -> dict[str | None, list[tuple[Path, Path | None]]]:
+    """By split, pictures and the files of this ending (".xml") of the same stems: in the same folder, or in one whose
+    name says the same but that it holds labels. Folders without any such file beside them are left out."""
+    found = list(walk(root))
+    files = {folder.path: {f.stem: f for f in files_in(folder.path) if f.suffix.lower() == ending} for folder in found}
+    alike: dict[tuple[str | None, tuple[str, ...]], list[dict[str, Path]]] = {}
+    for folder in found:
+        if files[folder.path]:
+            alike.setdefault((folder.split, folder.rest), []).append(files[folder.path])
+    pairs: dict[str | None, list[tuple[Path, Path | None]]] = {}
+    for folder in found:
+        beside = alike.get((folder.split, folder.rest))
+        pictures = [f for f in files_in(folder.path) if f.suffix.lower() != ending and is_picture(f)] if beside else []
+        stems = {picture.stem for picture in pictures}
+        truth = max(beside or [{}], key=lambda of: len(stems & of.keys()))
+        if stems & truth.keys():
+            pairs.setdefault(folder.split, []).extend((picture, truth.get(picture.stem)) for picture in pictures)
+    return pairs
+
+
+def known_rows(entry: Entry, classes: Sequence[str]) -> tuple[list[Row], list[tuple[str, str]]]:
+    """The entry's rows of these classes; and its faults, with those of the others."""
+    rows, faults = [], list(entry.faults)
+    for place, row in entry.rows:
+        try:
+            check_class(row.name, classes)
+            rows.append(row)
+        except Fault as fault:
+            faults.append((place, str(fault)))
+    return rows, faults
+
+
+def names_in(entries: Iterable[Entry]) -> list[str]:
+    """Every class that an object has, sorted."""
+    return sorted({row.name for entry in entries for _, row in entry.rows})

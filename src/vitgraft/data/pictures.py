@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,40 +24,52 @@ class BadPicture(WorkError):  # noqa: N818
         return f"{self.path} cannot be read as a picture ({self.reason}); replace or remove the file"
 
 
-def open_picture(path: str | os.PathLike[str]) -> Image.Image:
+Levels = tuple[float, float]  # the grey levels of a picture of more than 8 bits that are black and white
+WHITES = (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)  # of float pictures, of cameras of 8 to 16 bits
+MEASURED = 200  # pictures of a set whose levels are measured, spread over it
+FEW = 16  # levels of a picture below which something is lost
+
+
+def open_picture(path: str | os.PathLike[str], levels: Levels | None = None) -> Image.Image:
     """The picture in mode RGB, upright by its EXIF orientation, decoded to its last byte.
 
-    Transparent pixels lie on white; 16-bit and float grey levels are scaled to 0..255, not cut off there.
-    Of an animation it is the first frame. Raises `BadPicture`.
+    Transparent pixels lie on white; grey levels of more than 8 bits are scaled to 0..255, not cut off there: by
+    `levels`, those of the set that the picture is of, else by its own. Of an animation it is the first frame. Raises
+    `BadPicture`.
     """
     path = Path(path)
     try:
         with Image.open(path) as image:
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(ImageOps.exif_transpose(image), levels)
     except (
         Exception
     ) as error:  # decoders meet broken bytes with nearly any error: struct, zlib, SyntaxError, IndexError
         raise BadPicture(path, reason_of(path, error)) from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, levels: Levels | None = None) -> Image.Image:
     """Any Pillow image in mode RGB, by the rules of `open_picture`; raises ValueError where no conversion exists."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_to_8_bit(image)).convert("RGB")
+    if _is_deep(image):
+        return Image.fromarray(_to_8_bit(image, levels)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 
-def _to_8_bit(image: Image.Image) -> np.ndarray:
-    """Grey levels of a deep mode as uint8 [H, W].
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
-    An integer picture has 16-bit levels. A float picture does not say what white is: 1, 255 or 65535, the smallest
-    that holds its brightest pixel. Levels outside 0..65535 are stretched from darkest to brightest.
+
+def _to_8_bit(image: Image.Image, given: Levels | None) -> np.ndarray:
+    """Grey levels of a deep mode as uint8 [H, W], by the levels that are given.
+
+    A picture alone, without the others of its set, has 16-bit levels if it is one of integers. A float picture does not
+    say what white is: 1, 255 or 65535, the smallest that holds its brightest pixel. Levels outside 0..65535 are
+    stretched from darkest to brightest.
     """
     levels = np.asarray(image, dtype=np.float64)
     low, high = float(levels.min()), float(levels.max())
@@ -64,9 +77,39 @@ def _to_8_bit(image: Image.Image) -> np.ndarray:
         raise ValueError("it holds pixels that are not finite")
     whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
     white = next((white for white in whites if high <= white), None)
-    if low < 0 or white is None:
-        levels, white = levels - low, max(high - low, 1e-12)
-    return (levels * 255.0 / white + 0.5).astype(np.uint8)
+    black = 0.0
+    if given is not None:
+        black, white = given
+    elif low < 0 or white is None:
+        black, white = low, high
+    scaled = (levels - black) * 255.0 / max(white - black, 1e-12)
+    return (scaled.clip(0, 255) + 0.5).astype(np.uint8)
+
+
+def measured_levels(paths: Sequence[Path]) -> tuple[Levels, list[Path]] | None:
+    """The black and white of the pictures of more than 8 bits in a set, one scale for all, and those of the pictures
+    looked at that have fewer than 16 levels then; None where there is no such picture.
+
+    White is 1, 255, 1023, 4095, 16383 or 65535: the smallest that no picture exceeds by more than a tenth, or their
+    brightest level.
+    """
+    found: list[tuple[Path, np.ndarray]] = []
+    for path in paths[:: max(1, len(paths) // MEASURED)]:
+        try:
+            with Image.open(path) as image:
+                if _is_deep(image):
+                    found.append((path, np.unique(np.asarray(image, dtype=np.float64))))
+        except Exception:  # bad pictures are said where all are decoded
+            continue
+    values = np.concatenate([own for _, own in found]) if found else np.zeros(0)
+    if not len(values) or not np.isfinite(values).all():
+        return None
+    high, black = float(values.max()), min(0.0, float(values.min()))
+    white = max(high, next((white for white in WHITES if high <= 1.1 * white), high))
+    few = [
+        path for path, own in found if len(np.unique(np.round((own - black) * 255 / max(white - black, 1e-12)))) < FEW
+    ]
+    return (black, white), few
 
 
 def reason_of(path: Path, error: Exception) -> str:

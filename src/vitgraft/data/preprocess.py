@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..common.errors import RequestError, near_misses
 from ..common.settings import Triple
-from .pictures import open_picture, to_rgb
+from .pictures import Levels, open_picture, to_rgb
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Preprocess:
         interpolation: a Pillow filter by name; it is antialiased when it makes a picture smaller, "nearest" excepted.
         fit: the aspect ratio is kept, and what is missing to sides of multiples of 32 is padded: the dense tasks' way,
             of which `data.augment` is in charge.
+        levels: the black and the white of grey pictures of more than 8 bits, as measured on the training set; None: of
+            each picture its own.
     """
 
     size: tuple[int, int]
@@ -36,6 +38,7 @@ class Preprocess:
     std: Triple
     interpolation: str = "bicubic"
     fit: bool = False
+    levels: Levels | None = None
 
     def __post_init__(self) -> None:
         known = [filter.name.lower() for filter in Image.Resampling]
@@ -56,7 +59,7 @@ class Preprocess:
 
     def load(self, path: str | os.PathLike[str]) -> Tensor:
         """The picture file as uint8 [3, H, W]; raises `BadPicture`."""
-        return self.pixels(open_picture(path))
+        return self.pixels(open_picture(path, self.levels))
 
     def pixels(self, image: Image.Image) -> Tensor:
         """A Pillow image of any mode and size as uint8 [3, H, W]."""
@@ -65,7 +68,7 @@ class Preprocess:
     def resized(self, image: Image.Image) -> Image.Image:
         """A Pillow image of any mode and size in mode RGB and this size."""
         height, width = self.size
-        return to_rgb(image).resize((width, height), self.filter)
+        return to_rgb(image, self.levels).resize((width, height), self.filter)
 
     @property
     def filter(self) -> Image.Resampling:
@@ -78,7 +81,8 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON knows them; `from_dict` takes them back."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        told = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return told if self.levels else {key: value for key, value in told.items() if key != "levels"}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Preprocess:
@@ -97,7 +101,8 @@ class Preprocess:
         mean, std = (" ".join(f"{value:g}" for value in triple) for triple in (self.mean, self.std))
         how = "resize to fit {}, pad to multiples of 32 with the mean" if self.fit else "resize to {}"
         sized = how.format(f"{height}x{width} (HxW, {self.interpolation})")
-        return f"RGB, {sized}, scale to 0..1, mean {mean}, std {std}"
+        deep = f", grey levels {self.levels[0]:g} to {self.levels[1]:g}" if self.levels else ""
+        return f"RGB{deep}, {sized}, scale to 0..1, mean {mean}, std {std}"
 
 
 @cache  # a new tensor on a GPU waits until that has nothing left to do

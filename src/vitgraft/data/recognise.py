@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 import os
-import re
+from dataclasses import replace
 from pathlib import Path
 
 from ..common.errors import RequestError, near_misses
-from . import boxes, coco, masks
+from . import coco, masks, voc, yolo
 from .dataset import check_data_folder
+from .folders import unwrapped
 from .truth import DenseSet, Problem, refuse
 
 TASKS = ("classify", "segment", "detect", "instance")
 LAYOUTS = {
     "segment": masks.LAYOUT,
-    "detect": f"{coco.LAYOUT}; {boxes.VOC}; {boxes.YOLO}",
-    "instance": coco.LAYOUT,
+    "detect": f"{coco.LAYOUT}; {voc.LAYOUT}; {yolo.LAYOUT}",
+    "instance": f"{coco.LAYOUT}; or YOLO's polygons",
 }
-# A segmentation that is not empty: run lengths, or a list with something in it.
-_SEGMENTATION = re.compile(rb'"segmentation"\s*:\s*(\{|\[\s*[^\s\]])')
-_CHUNK = 1 << 22
 
 
 def recognise(root: str | os.PathLike[str]) -> str:
-    """The task of a folder: "segment", "detect", "instance" (where a COCO file has segmentations), else "classify".
+    """The task of a folder: "segment", "detect", "instance" (where annotations have polygons or run lengths), else
+    "classify".
 
     Raises RequestError for a folder that is not there, or that fits both segmentation and objects.
     """
     root = Path(root).expanduser()
     check_data_folder(root)
-    files = coco.coco_files(root)
+    root = unwrapped(root, [])
     found = []
-    if _is_masks(root):
+    if masks.has_masks(root):
         found.append("segment")
-    if files:
-        found.append("instance" if any(map(_has_segmentations, files.values())) else "detect")
-    elif _is_voc(root) or _is_yolo(root):
+    if files := coco.coco_files(root):
+        found.append("instance" if coco.has_segmentations(files) else "detect")
+    elif voc.is_voc(root):
         found.append("detect")
+    elif yolo.is_yolo(root):
+        found.append("instance" if yolo.has_polygons(root) else "detect")
     if len(found) > 1:
         raise RequestError(
             f"the task of {root} was to be found, but it holds masks and annotations of objects; say which with "
@@ -45,59 +46,52 @@ def recognise(root: str | os.PathLike[str]) -> str:
     return found[0] if found else "classify"
 
 
-def _has_segmentations(path: Path) -> bool:
-    """Looks at the text, up to the first one: COCO's own file is too large to be read for this."""
-    with open(path, "rb") as file:
-        end = b""
-        while chunk := file.read(_CHUNK):
-            if _SEGMENTATION.search(end + chunk):
-                return True
-            end = chunk[-64:]
-    return False
-
-
-def _is_masks(root: Path) -> bool:
-    return masks.is_ade(root) or all((root / inner).is_dir() for inner in ("images", "masks"))
-
-
-def _is_voc(root: Path) -> bool:
-    return all((root / inner).is_dir() for inner in ("JPEGImages", "Annotations", "ImageSets/Main"))
-
-
-def _is_yolo(root: Path) -> bool:
-    return (root / "images").is_dir() and (root / "labels").is_dir()
-
-
 def survey(
-    root: str | os.PathLike[str], task: str, classes: tuple[str, ...] | None = None
+    root: str | os.PathLike[str], task: str, classes: tuple[str, ...] | None = None, *, seed: int = 0
 ) -> tuple[DenseSet, list[Problem]]:
     """A folder read for segment, detect or instance, and everything that is wrong with it, which is left out.
 
-    With `classes`, those of an adapter that is evaluated, labels are indices into them.
-    Raises RequestError where the folder has no layout of the task.
+    With `classes`, those of an adapter that is evaluated, labels are indices into them, and nothing to train on is
+    needed. seed: of what is held out where the folder has no splits. Raises RequestError where the folder has no layout
+    of the task.
     """
     root = Path(root).expanduser()
     check_data_folder(root)
-    problems: list[Problem] = []
     if task not in TASKS[1:]:
         raise RequestError(
             f"task {task!r} was asked for, but there are {', '.join(TASKS)}; take one.{near_misses(task, TASKS)}"
         )
-    if task == "segment" and _is_masks(root):
-        return masks.read_masks(root, classes, problems), problems
+    problems: list[Problem] = []
+    data = _read(root, task, classes, problems, seed)
+    if classes is None and not problems and (fault := _nothing_to_train_on(data)):
+        problems.append(Problem(data.root, "", f"it was to be trained on, but {fault}", fatal=True))
+    return data, problems
+
+
+def _read(root: Path, task: str, classes: tuple[str, ...] | None, problems: list[Problem], seed: int) -> DenseSet:
+    notes: list[str] = []
+    root = unwrapped(root, notes)
+    given = (classes, problems, notes, seed)
+    if task == "segment" and (masks.has_masks(root) or all((root / inner).is_dir() for inner in ("images", "masks"))):
+        return masks.read_masks(root, *given)
     if task != "segment" and coco.coco_files(root):
-        return coco.read_coco(root, task, classes, problems), problems
-    if task == "detect" and _is_voc(root):
-        return boxes.read_voc(root, classes, problems), problems
-    if task == "detect" and _is_yolo(root):
-        return boxes.read_yolo(root, classes, problems), problems
+        return coco.read_coco(root, task, *given)
+    if task == "detect" and voc.is_voc(root):
+        return voc.read_voc(root, *given)
+    if task != "segment" and yolo.is_yolo(root):
+        return yolo.read_yolo(root, task, *given)
     raise RequestError(
         f"{root} was to be read for the task {task}, but it is not arranged so; arrange it as {LAYOUTS[task]}"
     )
 
 
 def read_dense(
-    root: str | os.PathLike[str], task: str, *, classes: tuple[str, ...] | None = None, skip_bad: bool = False
+    root: str | os.PathLike[str],
+    task: str,
+    *,
+    classes: tuple[str, ...] | None = None,
+    skip_bad: bool = False,
+    seed: int = 0,
 ) -> DenseSet:
     """A folder read for segment, detect or instance; no picture is decoded here.
 
@@ -105,23 +99,30 @@ def read_dense(
     Raises RequestError for a folder that cannot be read so, and where something in it is wrong: with `skip_bad` that
     is left out, and counted in `layout`.
     """
-    data, problems = survey(root, task, classes)
+    data, problems = survey(root, task, classes, seed=seed)
     refuse(Path(root), problems, skip_bad)
-    if classes is None:
-        _check_training(data)
     if not problems:
         return data
+    if classes is None and (fault := _nothing_to_train_on(data)):
+        raise RequestError(f"{data.root} was to be trained on, but {fault}; {len(problems)} problems were left out")
     layout = f"{data.layout}; {len(problems)} problems left out (`vitgraft check {root}` lists them)"
-    return DenseSet(data.root, task, data.classes, data.splits, layout)
+    return replace(data, layout=layout)
 
 
-def _check_training(data: DenseSet) -> None:
+def _nothing_to_train_on(data: DenseSet) -> str:
+    """Why a set cannot be trained on; empty if it can."""
     if "train" not in data.splits:
-        raise RequestError(
-            f"{data.root} was to be trained on, but has only {', '.join(data.splits) or 'no split'}; add the split "
-            f"train, as in {LAYOUTS[data.task]}"
+        there = ", ".join(data.splits) or "no split"
+        return f"has only {there}; add the split train, as in {LAYOUTS[data.task]}"
+    objects = data.splits["train"].objects
+    if data.task != "segment" and not any(len(found) for found in objects):
+        return "no picture of its split train has an object; annotate some"
+    if data.task != "segment" and not any((~found.crowd).any() for found in objects):
+        return (
+            "every object of its split train is marked as a crowd (iscrowd 1, or difficult), which nothing trains on: "
+            "mark single objects with 0"
         )
-    if data.task != "segment" and not any(len(found) for found in data.splits["train"].objects):
-        raise RequestError(
-            f"{data.root} was to be trained on, but no picture of its split train has an object; annotate some"
-        )
+    val = data.splits.get("val")
+    if val is not None and data.task != "segment" and not any((~found.crowd).any() for found in val.objects):
+        return "no picture of its split val has an object that counts, so that nothing could be measured; annotate some"
+    return ""

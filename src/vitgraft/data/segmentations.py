@@ -43,7 +43,7 @@ def _runs(counts: Any) -> np.ndarray | None:
     In the text a number has 5 bits per character (+ 48), the lowest first; 32 says that more follow, 16 in the last
     one that it is negative; from the fourth number on it is the difference to the one two before.
     """
-    if isinstance(counts, list) and all(type(n) is int for n in counts):
+    if isinstance(counts, list) and all(type(n) is int and abs(n) < 1 << 40 for n in counts):  # no picture has more
         return np.array(counts, dtype=np.int64)
     if not isinstance(counts, str | bytes):
         return None

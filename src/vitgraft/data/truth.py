@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..common.errors import RequestError
 from .dataset import chosen
-from .layouts import of_splits
-from .objects import Objects
+from .folders import SPLITS, held_out
+from .objects import Entry, Objects, Tally, gather, known_rows
 
-IGNORED = 255  # the value of a mask's pixels that belong to no class
-_SPLIT = re.compile(r"(train)(?:ing)?(?:20\d\d)?|(val)(?:id|idation)?(?:20\d\d)?|(test)(?:ing)?(?:20\d\d)?")
+IGNORED = 255  # the label of a mask's pixels that belong to no class
+
+
+@dataclass(frozen=True)
+class Coding:
+    """What the pixels of mask files mean: value or colour -> label, 255 to ignore it. Without either a value is the
+    label."""
+
+    values: Mapping[int, int] | None = None
+    colours: Mapping[tuple[int, int, int], int] | None = None
 
 
 @dataclass(frozen=True)
 class DenseSplit:
     """Picture files and the truth about each, in a fixed order: `masks` for segment, `objects` for detect and instance.
 
-    With `zero_ignored` (ADE20K) a mask's 0 is ignored, and its other values are the label plus one.
+    coding: of the masks. left_out: pictures whose truth is bad, with the reason.
     """
 
     name: str
     paths: tuple[Path, ...]
     masks: tuple[Path, ...] = ()
     objects: tuple[Objects, ...] = ()
-    zero_ignored: bool = False
+    coding: Coding = Coding()
+    left_out: tuple[tuple[Path, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -44,13 +52,15 @@ class DenseSplit:
 
 @dataclass(frozen=True)
 class DenseSet:
-    """A folder as a data set of `task`: segment, detect or instance; `layout` says in words what it holds."""
+    """A folder as a data set of `task`: segment, detect or instance; `layout` says in words what it holds, `notes` what
+    was guessed, changed or left out to read it so."""
 
     root: Path
     task: str
     classes: tuple[str, ...]
     splits: dict[str, DenseSplit]
     layout: str
+    notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> DenseSplit:
         """One split, or a union such as "train+val" in the order asked for; RequestError if there is no such split."""
@@ -60,7 +70,8 @@ class DenseSet:
             tuple(path for split in found for path in split.paths),
             tuple(mask for split in found for mask in split.masks),
             tuple(objects for split in found for objects in split.objects),
-            found[0].zero_ignored,
+            found[0].coding,
+            tuple(bad for split in found for bad in split.left_out),
         )
 
 
@@ -92,13 +103,55 @@ def refuse(root: Path, problems: Sequence[Problem], skip_bad: bool) -> None:
     raise RequestError(f"{[*fatal, *problems][0]}{hints}")
 
 
-def by_split(root: Path, names: Iterable[str]) -> dict[str, str]:
-    """The names that mean a split, by split, in the order train, val, test: {"train": "train2017", ...}."""
-    meant = {name: next(filter(None, match.groups())) for name in names if (match := _SPLIT.fullmatch(name))}
-    return of_splits(root, meant)
+def counted(splits: Mapping[str, DenseSplit]) -> str:
+    """How many pictures there are, and of a detector's how many objects."""
+
+    def one(split: DenseSplit) -> str:
+        return f" with {sum(map(len, split.objects))} objects" if split.objects else ""
+
+    return "pictures: " + ", ".join(f"{name} {len(split)}{one(split)}" for name, split in splits.items())
 
 
-def described(root: Path, task: str, classes: tuple[str, ...], splits: dict[str, DenseSplit], how: str) -> DenseSet:
-    """The data set, with its layout in words."""
-    counts = (f"{name} {len(split)} with {sum(map(len, split.objects))} objects" for name, split in splits.items())
-    return DenseSet(root, task, classes, splits, f"{how}; classes: {len(classes)}; pictures: {', '.join(counts)}")
+def gathered(
+    root: Path,
+    task: str,
+    classes: tuple[str, ...],
+    found: Mapping[str | None, Sequence[Entry]],
+    how: str,
+    problems: list[Problem],
+    notes: list[str],
+    tally: Tally,
+    seed: int,
+) -> DenseSet:
+    """A data set from what a reader found, by split (None: of no split by name, of which a fifth is held out).
+
+    What is wrong is added to `problems`; a picture whose truth is not whole is left out with it: trained on without an
+    object that it shows, it would teach that there is none.
+    """
+    if not classes:
+        sentence = "no object has a class, and no file names the classes; add classes.txt"
+        problems.append(Problem(root, "", sentence, True))
+    parts = {split: list(found[split]) for split in SPLITS if found.get(split)}
+    pool = list(found.get(None, ()))
+    if pool and not parts:
+        kept = held_out([entry.path for entry in pool], 0.2, lambda path: path.stem, seed)
+        parts = {"train": [e for e in pool if e.path not in kept], "val": [e for e in pool if e.path in kept]}
+        parts = {split: entries for split, entries in parts.items() if entries}
+        notes.append(f"no split by name: {len(kept)} of {len(pool)} pictures were held out as val, by seed {seed}")
+    elif pool:
+        notes.append(f"{len(pool)} pictures are in no split by name, and were not read")
+    splits = {}
+    for split, entries in parts.items():
+        good: list[tuple[Path, Objects]] = []
+        bad: list[tuple[Path, str]] = []
+        for entry in entries:
+            rows, faults = known_rows(entry, classes)
+            problems += [Problem(entry.file, place, sentence) for place, sentence in faults]
+            if faults:
+                bad.append((entry.path, ": ".join(filter(None, faults[0]))))
+            else:
+                good.append((entry.path, gather(entry.size, rows, classes, task == "instance")))
+        paths, objects = (tuple(part) for part in zip(*good, strict=True)) if good else ((), ())
+        splits[split] = DenseSplit(split, paths, objects=objects, left_out=tuple(bad))
+    notes += tally.notes()
+    return DenseSet(root, task, classes, splits, f"{how}; classes: {len(classes)}; {counted(splits)}", tuple(notes))

@@ -24,11 +24,13 @@ def write(
     metrics: list[dict[str, Any]],
     evaluation: Evaluation | None,
     sections: str = "",
+    examples: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Writes the page of one run to `path` (RUN/report.html).
 
     `result` is what result.json holds, `metrics` the lines of metrics.jsonl; what they lack is left out of the page.
     `sections` is what the task shows of the evaluation, as HTML; without one the page says how to get a number.
+    `examples` are pairs of a class and a picture that shows it.
     Raises WorkError when the file cannot be written.
     """
     run = shlex.quote(str(Path(path).parent))
@@ -45,6 +47,7 @@ def write(
         costs=_costs(result),
         curves=_curves(metrics, str(result.get("metric") or "accuracy")),
         sections=Markup(sections),
+        data=_data(result, examples),
         facts=_facts_of(result),
         version=(result.get("versions") or {}).get("vitgraft", ""),
     )
@@ -172,6 +175,31 @@ def _curves(metrics: list[dict[str, Any]], metric: str) -> Markup:
     return Markup("".join(charts))
 
 
+MOST_CLASSES, MOST_EXAMPLES = 40, 24  # shown of a data set
+
+
+def _data(result: dict[str, Any], examples: Sequence[tuple[str, str]]) -> dict[str, Any] | None:
+    """What the pictures show of each class, by split; what was guessed, left out or odd; a picture of each class."""
+    data = result.get("data") or {}
+    counts: dict[str, dict[str, dict[str, int]]] = data.get("counts") or {}
+    if not counts:
+        return None
+    things = {kind for of in counts.values() for one in of.values() for kind in one} - {"pictures"}
+    columns = [(split, kind) for split in counts for kind in ("pictures", *things)]
+    names = list(dict.fromkeys(name for of in counts.values() for name in of))
+    rows = [
+        [name, *(page.number(counts[split].get(name, {}).get(kind, 0)) for split, kind in columns)]
+        for name in names[:MOST_CLASSES]
+    ]
+    return {
+        "notes": data.get("notes") or [],
+        "head": ["class", *(f"{split}, {kind}" for split, kind in columns)],
+        "rows": rows,
+        "note": f"The first {MOST_CLASSES} of {len(names)} classes." if len(names) > MOST_CLASSES else "",
+        "examples": examples[:MOST_EXAMPLES],
+    }
+
+
 def _text(value: Any) -> str:
     """A setting's value as a person would write it."""
     if value is None:
@@ -193,7 +221,7 @@ def _facts(values: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 def _facts_of(result: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """How the run came about, by groups."""
-    data = dict(result.get("data") or {})
+    data = {k: v for k, v in (result.get("data") or {}).items() if k not in ("notes", "counts")}
     classes = data.pop("classes", None) or []
     protocol = dict(result.get("protocol") or {})
     if protocol.get("image_size"):

@@ -57,6 +57,7 @@ class Classify(Task):
             recipe=Recipe(settings.augmentation, preprocess, settings.seed, settings.views) if drawn else None,
             skip_bad=skip_bad,
             keep_bytes=int(settings.memory * 2**30),
+            classes=classes,
             progress=progress,
         )
 

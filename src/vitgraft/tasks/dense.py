@@ -41,7 +41,7 @@ class DenseTask(Task):
         self, root: Path, *, seed: int = 0, classes: Sequence[str] | None = None, skip_bad: bool = False
     ) -> DenseSet:
         known = tuple(classes) if classes is not None else None
-        return read_dense(root, self.name(), classes=known, skip_bad=skip_bad)
+        return read_dense(root, self.name(), classes=known, skip_bad=skip_bad, seed=seed)
 
     def unlabelled(self, paths: Sequence[Path]) -> DenseSplit:
         """Every picture is opened for its size, as it stands upright."""

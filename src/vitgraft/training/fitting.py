@@ -21,7 +21,7 @@ from ..common.console import Console, first_process
 from ..common.errors import RequestError, near_misses
 from ..common.files import check_folder, make_folder, read_json, write_bytes, write_json
 from ..common.settings import FREE, NORMALISATIONS, Settings
-from ..data import LoadedPictures, Preprocess
+from ..data import LoadedPictures, Preprocess, audit
 from ..data.recognise import recognise
 from ..engine import cost
 from ..engine.activations import activation_store
@@ -87,9 +87,17 @@ def fit(
             backbone = Backbone.load(backbone, say=console.line)
         console.line(f"backbone  {backbone.name}, from {backbone.source}")
         console.line(f"pictures  {found.root}: {found.layout}")
+        notes = [*found.notes, *audit.odd(found)]
+        for note in notes:
+            console.line(f"note      {note}")
         preprocess = kind.preprocess(backbone, settings.image_size)
         if stated := NORMALISATIONS[settings.normalisation]:
             preprocess = replace(preprocess, mean=stated[0], std=stated[1])
+        levels, told = audit.deep(found.split(settings.train_split).paths)
+        preprocess = replace(preprocess, levels=levels)
+        for note in told:
+            console.line(f"note      {note}")
+        notes += told
         model = build(
             backbone.float(),  # another run may have had it in float64
             method,
@@ -104,7 +112,7 @@ def fit(
         model.method.contacts.gradient_checkpointing = settings.gradient_checkpointing
         launched = fabric(settings)  # after everything that can be wrong with the request
         launched.launch()
-        return _Fitting(out, asked, settings, kind, found, model, preprocess, launched, skip_bad, console).run()
+        return _Fitting(out, asked, settings, kind, found, model, preprocess, launched, skip_bad, console, notes).run()
 
 
 class _Fitting:
@@ -122,10 +130,13 @@ class _Fitting:
         fabric: Fabric,
         skip_bad: bool,
         console: Console,
+        notes: list[str],
     ) -> None:
         self.out, self.asked, self.settings, self.task, self.found = out, asked, settings, task, found
         self.model, self.preprocess, self.fabric, self.console = model, preprocess, fabric, console
-        self.skipped = 0
+        self.skipped, self.notes = 0, notes
+        self.counts: dict[str, Any] = {}  # by split and class
+        self.examples: list[tuple[str, str]] = []  # of each class: its name, and a picture of it
         self.train_pictures = self._decode(settings.train_split, skip_bad, training=True)
         self.eval_pictures = self._decode(settings.eval_split, skip_bad) if settings.eval_split else None
 
@@ -197,7 +208,21 @@ class _Fitting:
         )
         self.console.skipped(pictures.skipped)
         self.skipped += len(pictures.skipped)
+        self._look(split, pictures, training)
         return pictures
+
+    def _look(self, split: str, pictures: LoadedPictures, training: bool) -> None:
+        """Counts what a split shows of each class, and says what it lacks."""
+        classes, shown = self.found.classes, pictures.shown
+        if training:
+            audit.check_learnable(split, shown, classes)
+            self.examples = [
+                (name, str(pictures.paths[k])) for name, k in zip(classes, shown.first, strict=True) if k >= 0
+            ]
+        self.counts[split] = audit.counts(shown, classes)
+        for note in audit.missing(split, shown, classes, training=training):
+            self.notes.append(note)
+            self.console.line(f"note      {note}")
 
     def _evaluate(self, store: Any) -> Evaluation:
         assert self.eval_pictures is not None
@@ -283,6 +308,8 @@ class _Fitting:
                 "classes": list(self.found.classes),
                 "pictures": pictures,
                 "skipped": self.skipped,
+                "notes": self.notes,
+                "counts": self.counts,
             },
             "preprocess": str(self.preprocess),
             "protocol": protocol,
@@ -296,7 +323,12 @@ class _Fitting:
         self._write_metrics(progress)
         sections = self.task.sections(final) if final else ""
         report.write(
-            self.out / "report.html", result=result, metrics=progress.history, evaluation=final, sections=sections
+            self.out / "report.html",
+            result=result,
+            metrics=progress.history,
+            evaluation=final,
+            sections=sections,
+            examples=self.examples,
         )
         write_json(self.out / "result.json", result)
 
