@@ -423,7 +423,9 @@ def test_a_category_above_others_is_no_class(tmp_path: Path) -> None:
 
 
 DIALECTS: dict[str, Callable[[dict[str, Any]], object]] = {
-    "ids as texts": lambda c: [row.update({k: str(row[k]) for k in ("category_id", "image_id")}) for row in c["annotations"]],
+    "ids as texts": lambda c: [
+        row.update({key: str(row[key]) for key in ("category_id", "image_id")}) for row in c["annotations"]
+    ],
     "sizes as floats": lambda c: [image.update(height=40.0, width=60.0) for image in c["images"]],
     "no sizes": lambda c: [(image.pop("height"), image.pop("width")) for image in c["images"]],
     "crowds as texts": lambda c: [row.update(iscrowd="0") for row in c["annotations"]],

@@ -14,9 +14,9 @@ from vitgraft.engine.step import WARM, Step
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 
 
-def prepared(model):
+def prepared(model, lr=1e-2):
     fabric = Fabric(accelerator="auto", devices=1)
-    optimizer = torch.optim.AdamW(model.trained().values(), lr=1e-2, fused=True)
+    optimizer = torch.optim.AdamW(model.trained().values(), lr=lr, fused=True)
     return fabric, Step(model.train(), optimizer, fabric)
 
 
@@ -55,17 +55,23 @@ def test_a_step_is_adamw_on_the_loss():
 @ON_GPU
 @pytest.mark.parametrize("method", ["hst", "convpass", "sct", "consolidator", "lora", "full", "linear"])
 def test_a_graph_takes_the_same_steps(method, monkeypatch):
-    found = {}
-    for replayed in (False, True):
+    """As near to kernels launched one by one as these come to themselves: a GPU adds up in another order each time."""
+
+    def taken(*, replayed, lr=1e-3):
         model = build(random_backbone(), method, classes=3)
         model.method.ready = True
         model.method.contacts.drop_path = 0.3
-        fabric, step = prepared(model)
+        fabric, step = prepared(model, lr)
         torch.manual_seed(0)
         monkeypatch.setattr("vitgraft.engine.step.WARM", WARM if replayed else math.inf)
-        found[replayed] = losses(model, step, fabric, given=batches(WARM + 5))
+        found = losses(model, step, fabric, given=batches(WARM + 5))
         assert (step._graph is not None) == replayed
-    torch.testing.assert_close(found[True], found[False], rtol=1e-4, atol=1e-4)
+        return found
+
+    one, other, still = taken(replayed=False), taken(replayed=False), taken(replayed=False, lr=0.0)
+    allowed = 1e-4 + 4 * float((one - other).abs().max())
+    assert allowed < 0.1 * float((one - still)[WARM:].abs().max())  # what the replayed steps do is seen
+    torch.testing.assert_close(taken(replayed=True), one, rtol=0, atol=allowed)
 
 
 @ON_GPU

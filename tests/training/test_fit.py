@@ -95,7 +95,7 @@ def test_the_three_lines_of_python(ground, tmp_path, capsys):
     run = vitgraft.fit(
         str(ground.easy), method="linear", backbone=backbone, out=tmp_path / "run", epochs=3, batch_size=12, workers=0
     )
-    answers = run.predict([ground.easy / "test" / "dots" / "0.png"])
+    answers = [each.rows[0] for each in run.predict([ground.easy / "test" / "dots" / "0.png"])]
     assert [answer["class"] in CLASSES for answer in answers] == [True]
     assert run.evaluate(ground.easy, "val").value == run.result["value"] == result_of(run.path)["value"]
     shown = capsys.readouterr()

@@ -220,7 +220,7 @@ def test_a_saved_adapter_predicts_as_it_was_measured(ground, tmp_path):
     assert torch.equal(later.evaluate(ground.easy, "val").probabilities, run.evaluation.probabilities)
     one = next(iter((ground.easy / "val").rglob("*.png")))
     row = run.evaluation.paths.index(str(one))
-    told = later.predict([one])[0]["probabilities"]
+    told = later.predict(one).rows[0]["probabilities"]
     assert list(told.values()) == pytest.approx(run.evaluation.probabilities[row].tolist(), abs=1e-5)
     other = normalised(ground, tmp_path / "other", normalisation="own")
     assert not same(adapter_of(run.path), adapter_of(other.path))

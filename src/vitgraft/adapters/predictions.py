@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.errors import RequestError
 from ..common.files import check_folder, make_folder, write_bytes, write_json
-from ..tasks.base import Prediction
+from ..measures.prediction import Prediction
 
 
 def make_new_folder(out: str | Path) -> Path:
@@ -21,12 +23,41 @@ def make_new_folder(out: str | Path) -> Path:
     return out
 
 
+def save_rows(predictions: Sequence[Prediction], out: str | Path) -> None:
+    """All rows as one new file, .json or .csv; in CSV what has parts of its own is JSON in its cell."""
+    out = Path(out)
+    if out.exists():
+        raise RequestError(f"{out} exists already: choose another --out, or remove it first.")
+    check_folder(out.parent)
+    rows = [row for prediction in predictions for row in prediction.rows]
+    if out.suffix.lower() == ".json":
+        write_json(out, rows)
+        return
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        cells = (row.get(key, "") for key in columns)
+        writer.writerow([json.dumps(c, ensure_ascii=False) if isinstance(c, (dict, list)) else c for c in cells])
+    write_bytes(out, text.getvalue().encode("utf-8", "replace"))
+
+
+def _free_name(stem: str, index: int, taken: set[str]) -> str:
+    """A name that no other drawing has, also where capital letters do not count."""
+    name = stem
+    while name.casefold() in taken:
+        name, index = f"{stem}-{index + 1}", index + 1
+    taken.add(name.casefold())
+    return name
+
+
 def save_predictions(predictions: Sequence[Prediction], out: str | Path) -> None:
     """STEM.jpg for each picture (with its number where two pictures have one name), and the rows of all."""
-    stems = [Path(prediction.picture).stem for prediction in predictions]
-    for stem, prediction in zip(stems, predictions, strict=True):
-        if prediction.draw is not None:
-            name = stem if stems.count(stem) == 1 else f"{stem}-{prediction.index + 1}"
+    taken: set[str] = set()
+    for prediction in predictions:
+        if prediction.drawing is not None:
+            name = _free_name(Path(prediction.picture).stem, prediction.index, taken)
             drawn = io.BytesIO()
             prediction.draw().save(drawn, "JPEG", quality=90)
             write_bytes(Path(out) / f"{name}.jpg", drawn.getvalue())

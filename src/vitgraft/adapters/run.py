@@ -10,7 +10,7 @@ checkpoint.safetensors  what a killed fit continues from
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,14 +25,15 @@ from ..common.errors import RequestError
 from ..common.files import read_json
 from ..common.settings import Settings
 from ..data import Batch, LoadedPictures
-from ..data.folders import some
 from ..engine.activations import activation_store
 from ..engine.answers import Answer, answers
 from ..engine.devices import fabric
 from ..measures import Evaluation
 from ..measures.accuracy import among
-from ..tasks.base import Prediction, Task
+from ..measures.prediction import Prediction
+from ..tasks.base import Task
 from . import file as adapter
+from .inputs import Inputs, inputs
 
 
 class Run:
@@ -108,29 +109,47 @@ class Run:
             return self.task.measure(given, pictures, used, split=split, classes=self.classes)
 
     def predict(
-        self, pictures: Sequence[str | Path], *, skip_bad: bool = False, quiet: bool = True
-    ) -> list[dict[str, Any]]:
-        """The rows of `predictions`.
+        self, pictures: Any, *, batch_size: int | None = None, skip_bad: bool = False, quiet: bool = True
+    ) -> Any:
+        """What the model says: a `Prediction` about one picture, a list of them, in their order, about several.
 
-        Of a classifier one for each picture, {"picture", "class", "probability", "probabilities": {class: p}}; of a
-        detector one for each object, as in COCO's results, with the picture and the category's name; of a segmenter one
-        for each class that is in a picture, with its RLE.
+        pictures: a path, a folder, a pattern, an address, bytes, a PIL picture, an array uint8 [H, W, 3] or [H, W], a
+        tensor [3, H, W] of uint8 or of floats 0..1, or several of these. batch_size: pictures at a time, as in the fit
+        unless given. skip_bad: leave out what cannot be read as a picture, which is an error otherwise.
         """
-        found = self.predictions(pictures, skip_bad=skip_bad, quiet=quiet)
-        return [row for prediction in found for row in prediction.rows]
-
-    def predictions(
-        self, pictures: Sequence[str | Path], *, skip_bad: bool = False, quiet: bool = True
-    ) -> list[Prediction]:
-        """What the model says about each picture, in the order in which they were given."""
-        if missing := [str(path) for path in pictures if not Path(path).is_file()]:
-            raise RequestError(f"There is no picture {some(missing)}: name files that exist.")
+        taken = inputs(pictures)
         settings = replace(self._settings(), workers=0)
-        split = self.task.unlabelled([Path(path) for path in pictures])
+        settings = replace(settings, batch_size=batch_size or settings.batch_size)
+        split = self.task.unlabelled(taken.paths)
         with Console(quiet) as console:
             ask = self.task.answer(settings, self.adapter.preprocess)
             loaded, given, _ = self._answers(split, settings, skip_bad, console, ask)
-            return sorted(self.task.predictions(given, loaded, self.classes), key=lambda found: found.index)
+            index = {str(path): k for k, path in enumerate(taken.paths)}
+            found = [self._named(each, taken, index) for each in self.task.predictions(given, loaded, self.classes)]
+        found.sort(key=lambda each: each.index)
+        return found[0] if taken.single and found else found
+
+    @staticmethod
+    def _named(found: Prediction, taken: Inputs, index: dict[str, int]) -> Prediction:
+        """The prediction with the name and the place of its picture among those that were given."""
+        k = found.index if len(index) < len(taken.paths) else index[found.picture]
+        rows = [{**row, "picture": taken.names[k]} for row in found.rows]
+        return replace(
+            found, index=k, picture=taken.names[k], rows=rows, source=str(taken.paths[k]), keeps=taken.folder
+        )
+
+    def __repr__(self) -> str:
+        told = self.result
+        number = (
+            "not measured" if told.get("value") is None else f"{told['metric']} {told['value']:.2%} on {told['split']}"
+        )
+        return f"<Run {self.path}: {told.get('task')} with {told.get('method')}, {number}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from html import escape
+
+        return f"<pre>{escape(repr(self))}</pre>"
 
     def _answers(
         self, split: Any, settings: Settings, skip_bad: bool, console: Console, ask: Answer

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_hints
 
 from .. import __version__
@@ -44,8 +45,12 @@ def parser(method: type[Method] | None = None, *, with_bench: bool = False) -> a
 
     predict = _command(commands, "predict", _predict, "what a run says about pictures")
     _run_argument(predict)
-    predict.add_argument("pictures", metavar="PICTURE", nargs="+")
-    predict.add_argument("--out", metavar="FOLDER", help="dense tasks: new folder for drawings and predictions.json")
+    predict.add_argument("pictures", metavar="PICTURE", nargs="+", help="files, folders, patterns or addresses")
+    predict.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="a new .csv or .json, or a new folder for predictions.json and, of the dense tasks, drawings",
+    )
 
     for command in (evaluate, predict):
         command.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be read")
@@ -215,16 +220,17 @@ def _evaluate(given: argparse.Namespace) -> None:
 
 
 def _predict(given: argparse.Namespace) -> None:
-    from ..adapters.predictions import make_new_folder, save_predictions
+    from ..adapters.predictions import make_new_folder, save_predictions, save_rows
     from ..adapters.run import Run
 
     run = Run(given.run, given.backbone)
-    if given.out:
+    as_file = Path(given.out or "").suffix.lower() in (".csv", ".json")
+    if given.out and not as_file:
         make_new_folder(given.out)
-    found = run.predictions(given.pictures, skip_bad=given.skip_bad, quiet=given.json)
+    found = run.predict(given.pictures, skip_bad=given.skip_bad, quiet=given.json)
     rows = [row for prediction in found for row in prediction.rows]
     if given.out:
-        save_predictions(found, given.out)
+        (save_rows if as_file else save_predictions)(found, given.out)
     if given.json:
         print(json.dumps(rows, ensure_ascii=False))
         return

@@ -7,29 +7,17 @@ and in `tasks/`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning_fabric import Fabric
-from PIL import Image
 
 from ..backbones import Backbone
 from ..common.settings import Settings
 from ..data import Batch, LoadedPictures, Preprocess
 from ..engine.answers import Answer, ask
 from ..measures import Evaluation
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says about one picture: rows ready for JSON, a line of text, and, of the dense tasks, a drawing."""
-
-    index: int  # of the picture
-    picture: str
-    rows: list[dict[str, Any]]
-    text: str
-    draw: Callable[[], Image.Image] | None = None
+from ..measures.prediction import Prediction
 
 
 class Task:

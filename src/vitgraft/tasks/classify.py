@@ -15,8 +15,9 @@ from ..common.settings import Settings
 from ..data import Batch, Pictures, Preprocess, Split
 from ..data.recipes import Recipe
 from ..measures.accuracy import Evaluation
+from ..measures.prediction import Prediction
 from ..pages import classification as shown
-from .base import Prediction, Task
+from .base import Task
 
 
 class Classify(Task):

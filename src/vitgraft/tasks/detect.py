@@ -11,8 +11,8 @@ from ..data import Batch, open_picture
 from ..data.dense import DensePictures
 from ..measures.average_precision import DetectScores
 from ..measures.coco import results
+from ..measures.prediction import Prediction
 from ..pages.drawing import draw_objects, found_shapes
-from .base import Prediction
 from .dense import DenseTask, each_picture
 
 SHOWN = 0.5  # the least score of an object that is drawn, or counted in a line of text

@@ -18,9 +18,10 @@ from ..data.dense import DensePictures
 from ..features import Activations
 from ..measures.coco import encode
 from ..measures.miou import SegmentEvaluation, SegmentScores
+from ..measures.prediction import Prediction
 from ..model import Model
 from ..pages.drawing import draw_segments
-from .base import Answer, Prediction
+from .base import Answer
 from .dense import DenseTask, each_picture
 
 
