@@ -20,7 +20,7 @@ from test_as_people_bring_it import XML, coco_of
 
 from vitgraft.common.errors import VitgraftError
 from vitgraft.data.check import check
-from vitgraft.data.recognise import recognise
+from vitgraft.data.recognise import recognise, survey
 
 EXAMPLES = int(os.environ.get("VITGRAFT_FUZZ", "100"))
 fuzzed = settings(
@@ -79,6 +79,29 @@ def places(content: Any, path: tuple = ()) -> list[tuple]:
 
 SOUND = coco_of([Path("0.png"), Path("1.png")], segmentation=[[5, 6, 25, 6, 25, 16, 5, 16]])
 SOUND["annotations"][1]["segmentation"] = {"size": [40, 60], "counts": [100, 300, 2000]}
+
+
+ODD = (None, True, -1, 0, 2**63, 10**30, 0.5, float("nan"), float("inf"), "", "7", "\x00", [], [[]], {}, {"a": 1})
+
+
+def test_every_value_of_coco_is_replaced_by_every_odd_one(picture):
+    """Chance takes long to come to some: a run length beyond 64 bits is one of 700."""
+    pictures = {"images/train/0.png": None, "images/train/1.png": None}
+    for *way, last in (place for place in places(SOUND) if place):
+        for value in ODD:
+            content = copy.deepcopy(SOUND)
+            node: Any = content
+            for key in way:
+                node = node[key]
+            node[last] = value
+            with folder(picture, {**pictures, "instances_train.json": json.dumps(content).encode()}) as root:
+                said = []
+                for task in ("detect", "instance"):
+                    try:
+                        said += survey(Path(root), task)[1]
+                    except VitgraftError as error:
+                        said.append(error)
+                assert all("\n" not in str(each) for each in said)
 
 
 @fuzzed

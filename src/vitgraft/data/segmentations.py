@@ -11,8 +11,8 @@ def fault_of(segmentation: Any, size: tuple[int, int]) -> str | None:
     """What is wrong with a COCO segmentation in a picture of `size` (h, w), in a sentence; None where all is well."""
     h, w = size
     if isinstance(segmentation, dict):
-        if list(segmentation.get("size", ())) != [h, w]:
-            given = segmentation.get("size")
+        given = segmentation.get("size")
+        if not isinstance(given, list) or given != [h, w]:
             return (
                 f"its run lengths are for a size of {given} (h, w), but the picture has {[h, w]}; correct or remove it"
             )
