@@ -64,3 +64,17 @@ def test_shapes_that_do_not_fit_are_refused():
         Evaluation("val", ("a", "b"), ["1", "2"], torch.tensor([0]), torch.zeros(2, 2))
     with pytest.raises(ValueError, match=r"outside 0\.\.1"):
         Evaluation("val", ("a", "b"), ["1", "2"], torch.tensor([0, 2]), torch.zeros(2, 2))
+
+
+def test_numbers_of_unequal_classes_are_scikit_learn_s():
+    metrics = pytest.importorskip("sklearn.metrics")
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.cat([torch.zeros(40), torch.ones(5), torch.full((3,), 4)]).long()
+    probabilities = (torch.randn(48, 7, generator=generator) + 2 * torch.nn.functional.one_hot(labels, 7)).softmax(1)
+    found = Evaluation("val", tuple("abcdefg"), [str(i) for i in range(48)], labels, probabilities)
+    predicted = found.predicted
+    assert found.balanced == pytest.approx(metrics.balanced_accuracy_score(labels, predicted))
+    assert found.macro_f1 == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
+    top = metrics.top_k_accuracy_score(labels, probabilities, k=5, labels=range(7))
+    assert found.numbers["top5_accuracy"] == pytest.approx(top)
+    assert "balanced accuracy" in found.lines()[0]

@@ -169,4 +169,6 @@ class Run:
 
     def _settings(self) -> Settings:
         told = self.adapter.header["protocol"]
-        return Settings(**{name: told[name] for name in Settings.names() if name in told} | {"devices": 1})
+        return Settings(
+            **{name: told[name] for name in Settings.names() if name in told} | {"devices": 1, "device": "auto"}
+        )

@@ -48,6 +48,7 @@ def parser(method: type[Method] | None = None, *, with_bench: bool = False) -> a
     predict.add_argument("pictures", metavar="PICTURE", nargs="+", help="files, folders, patterns or addresses")
     predict.add_argument(
         "--out",
+        "-o",
         metavar="FOLDER",
         help="a new .csv or .json, or a new folder for predictions.json and, of the dense tasks, drawings",
     )
@@ -57,7 +58,7 @@ def parser(method: type[Method] | None = None, *, with_bench: bool = False) -> a
 
     merge = _command(commands, "merge", _merge, "backbone, method and head of a run as one file that timm alone loads")
     _run_argument(merge)
-    merge.add_argument("--out", required=True, metavar="FILE", help="model.safetensors, a new file")
+    merge.add_argument("--out", "-o", required=True, metavar="FILE", help="model.safetensors, a new file")
 
     check = _command(commands, "check", _check, "read a whole data set and list every problem in it")
     check.add_argument("data", metavar="DATA", help="folder of pictures")
@@ -81,10 +82,10 @@ def parser(method: type[Method] | None = None, *, with_bench: bool = False) -> a
 
     get = _command(commands, "get", _get, "fetch the data sets of a suite, verify them and lay them out")
     get.add_argument("suite", metavar="SUITE", help="such as vtab-1k or few-shot")
-    get.add_argument("--out", required=True, metavar="ROOT", help="folder for one folder per task")
+    get.add_argument("--out", "-o", required=True, metavar="ROOT", help="folder for one folder per task")
 
     demo = _command(commands, "demo", _demo, "a real backbone on real pictures, in a few minutes")
-    demo.add_argument("--out", default="vitgraft-demo", help="folder to make (default: vitgraft-demo)")
+    demo.add_argument("--out", "-o", default="vitgraft-demo", help="folder to make (default: vitgraft-demo)")
     return main
 
 
@@ -109,8 +110,8 @@ def _fit_parser(commands: Any, method: type[Method] | None) -> None:
     )
     fit.add_argument("data", metavar="DATA", help="folder of pictures")
     fit.add_argument("--method", default="hst", help="default: hst; see `vitgraft methods`")
-    fit.add_argument("--backbone", default=BACKBONE, help=f"timm name or weight file (default: {BACKBONE})")
-    fit.add_argument("--out", required=True, metavar="RUN", help="folder to make")
+    fit.add_argument("--backbone", "--model", default=BACKBONE, help=f"timm name or weight file (default: {BACKBONE})")
+    fit.add_argument("--out", "-o", required=True, metavar="RUN", help="folder to make")
     fit.add_argument("--task", default=None, help="classify, segment, detect or instance; default: what DATA is for")
     fit.add_argument(
         "--head",
@@ -124,7 +125,7 @@ def _fit_parser(commands: Any, method: type[Method] | None) -> None:
     fit.add_argument("--quiet", action="store_true", default=False, help="no lines and bars on the way")
     for setting in fields(Settings):
         shown = "" if setting.default is None else f" (default: {setting.default})"
-        fit.add_argument(_flag(setting.name), help=setting.metadata["help"] + shown, **_kind(setting))
+        fit.add_argument(*_flags(setting.name), help=setting.metadata["help"] + shown, **_kind(setting))
     for name, options in _arguments(method).items() if method else ():
         fit.add_argument(_flag(name), **options)
 
@@ -147,6 +148,14 @@ def _arguments(method: type[Method]) -> dict[str, dict[str, Any]]:
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+# What people type who come from other tools, where there is no doubt what they mean.
+ALSO = {"batch_size": ["--batch"], "lr": ["--learning-rate"], "epochs": ["--num-epochs"], "image_size": ["--imgsz"]}
+
+
+def _flags(name: str) -> list[str]:
+    return [_flag(name), *ALSO.get(name, ())]
 
 
 def _kind(setting: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -27,8 +28,12 @@ AUGMENTATIONS = {
     "crop-randaugment": "random resized crop, flip and RandAugment",
 }
 
-# No result depends on them: they may differ when a run is continued.
-FREE = ("workers", "memory", "cache_size", "gradient_checkpointing")
+# No result depends on them but for rounding: they may differ when a run is continued.
+FREE = ("workers", "memory", "cache_size", "gradient_checkpointing", "device")
+CLASS_WEIGHTS = {
+    "none": "each picture counts alike",
+    "balanced": "each class counts alike, however many pictures it has",
+}
 DENSE = ("segment", "detect", "instance")
 
 
@@ -65,6 +70,7 @@ class Settings:
     )
     drop_path: float = _option(0.0, "stochastic depth at the last block")
     label_smoothing: float = _option(0.0, "of the cross entropy", ("classify",))
+    class_weights: str = _option("none", "in the loss: none, or balanced: every class counts alike", ("classify",))
     jitter: tuple[float, float] | None = _option(
         None, "least and most of a training picture's random scale (default: 0.5 2)", DENSE
     )
@@ -76,6 +82,7 @@ class Settings:
     gradient_checkpointing: bool = _option(
         False, "compute every block once more in backward: about a third more time, a fraction of the memory"
     )
+    device: str = _option("auto", "auto (a GPU where there is one), cpu, cuda, cuda:1 (that one) or mps")
     devices: int = _option(1, "processes, one per device")
     workers: int = _option(2, "processes that decode pictures")
     cache: bool = _option(
@@ -112,12 +119,22 @@ class Settings:
                 f"The learning rate is {self.lr}, but must be above 0 and at most 1e6: give for example 1e-3."
             )
         named = {"precision": PRECISIONS, "normalisation": NORMALISATIONS, "augmentation": AUGMENTATIONS}
+        named |= {"class_weights": CLASS_WEIGHTS}
         for name, known in named.items():
             if (value := getattr(self, name)) not in known:
                 raise RequestError(
                     f"There is no {name} {value!r}: there are {', '.join(known)}; choose one of these."
                     f"{near_misses(str(value), known)}"
                 )
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise RequestError(
+                f"There is no device {self.device!r}: there are auto, cpu, cuda, mps, or one GPU such as cuda:1; "
+                "choose one of these."
+            )
+        if ":" in self.device and self.devices > 1:
+            raise RequestError(
+                f"{self.device} is one device, but {self.devices} were asked for: leave one of the two out."
+            )
         if self.views and self.augmentation == "none":
             raise RequestError(
                 f"{self.views} views of each picture were asked for, but without augmentation all are the same: choose "

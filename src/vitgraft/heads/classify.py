@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,17 +25,23 @@ class Classify(nn.Module):
         [width] = channels
         self.fc = nn.Linear(width, classes)
         self.label_smoothing = label_smoothing
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", None, persistent=False)  # [K], of the loss; none: all 1
         nn.init.trunc_normal_(self.fc.weight, std=0.02)
         nn.init.zeros_(self.fc.bias)
+
+    def balance(self, counts: Sequence[int]) -> None:
+        """Every class counts alike in the loss: a picture by n / (K * n_k), n_k of the n training pictures being of its
+        class (scikit-learn's "balanced")."""
+        weights = [sum(counts) / (len(counts) * max(count, 1)) for count in counts]
+        self.class_weights = torch.tensor(weights, dtype=torch.float32, device=self.fc.weight.device)
 
     def forward(self, features: Features, targets: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """Logits [B, K], or with targets [B] the losses {"cross_entropy": scalar}."""
         logits = self.fc(features.pooled)
         if targets is None:
             return logits
-        loss = F.cross_entropy(
-            logits.float() if logits.dtype != targets.dtype and logits.itemsize < 4 else logits,
-            targets,
-            label_smoothing=self.label_smoothing,
-        )
+        logits = logits.float() if logits.itemsize < 4 else logits
+        weight = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        loss = F.cross_entropy(logits, targets, weight, label_smoothing=self.label_smoothing)
         return {"cross_entropy": loss}

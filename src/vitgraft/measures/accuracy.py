@@ -109,14 +109,37 @@ class Evaluation:
         """The numbers in words."""
         low, high = self.interval
         named = [f"{self.metric} {self.value:.2%} ({low:.1%} to {high:.1%}) on {len(self)} pictures of {self.split}"]
+        told = {name.replace("_", " "): value for name, value in self.numbers.items() if name != "accuracy"}
+        named[0] += "".join(f", {name} {value:.2%}" for name, value in told.items())
         for name, correct, n in self.per_class:
             named.append(f"  {name:24} {correct / n:7.1%}  {correct} of {n}" if n else f"  {name:24}    none")
         return named
 
     @property
     def numbers(self) -> dict[str, Any]:
-        """Over all pictures of the split, 0..1."""
-        return {"accuracy": self.value}
+        """Over all pictures of the split, 0..1.
+
+        balanced_accuracy: the mean recall of the classes that the split shows. macro_f1: the mean over these and over
+        those that were answered. top5_accuracy: where there are more than five classes.
+        """
+        found = {"accuracy": self.value, "balanced_accuracy": self.balanced, "macro_f1": self.macro_f1}
+        if len(self.classes) > 5:
+            five = self.probabilities.topk(5, dim=1).indices
+            found["top5_accuracy"] = float((five == self.labels[:, None]).any(1).double().mean())
+        return found
+
+    @property
+    def balanced(self) -> float:
+        """The mean over classes of the share of their pictures that are recognised."""
+        shown = [correct / n for _, correct, n in self.per_class if n]
+        return sum(shown) / len(shown)
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean F1 of the classes that are in the split, or that were answered."""
+        confusion = self.confusion.double()
+        right, either = confusion.diagonal(), confusion.sum(0) + confusion.sum(1)
+        return float((2 * right / either.clamp(min=1))[either > 0].mean())
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers without the pictures, ready for JSON."""

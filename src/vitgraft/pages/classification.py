@@ -27,6 +27,9 @@ def sections(evaluation: Evaluation) -> Markup:
     measured = [Bar(label, k / n, wilson(k, n), n) for label, k, n in evaluation.per_class if n]
     absent = len(evaluation.classes) - len(measured)
     note = f"Lowest first, n pictures of each in “{evaluation.split}”, with 95 % intervals."
+    told = {"balanced accuracy": evaluation.balanced, "macro F1": evaluation.macro_f1}
+    told |= {"top-5": top} if (top := evaluation.numbers.get("top5_accuracy")) is not None else {}
+    note += f" {', '.join(f'{name} {percent(value)}' for name, value in told.items()).capitalize()}."
     note += f" {absent} of the {len(evaluation.classes)} classes have no picture there." if absent else ""
     order, wrong, right, a_class = _surest(evaluation)
     return macro(

@@ -216,6 +216,8 @@ class _Fitting:
         classes, shown = self.found.classes, pictures.shown
         if training:
             audit.check_learnable(split, shown, classes)
+            if self.settings.class_weights == "balanced":
+                self.model.head.balance(shown.things)
             self.examples = [
                 (name, str(pictures.paths[k])) for name, k in zip(classes, shown.first, strict=True) if k >= 0
             ]
@@ -261,7 +263,11 @@ class _Fitting:
         backbone, settings = self.model.backbone, self.settings
         counts = cost.parameters(self.model)
         named = {"name": backbone.name, "source": backbone.source, "fingerprint": backbone.fingerprint}
-        protocol = {**asdict(settings), "precision": resolved_precision(settings.precision), "epoch_reported": "last"}
+        protocol = {
+            **asdict(settings),
+            "precision": resolved_precision(settings.precision, settings.device),
+            "epoch_reported": "last",
+        }
         protocol["image_size"] = list(self.preprocess.size)
         versions = {
             "vitgraft": __version__,

@@ -1,0 +1,64 @@
+"""Classes of unequal size, and the device that a user names."""
+
+import pytest
+import torch
+from conftest import random_backbone
+from helpers_cli import call, make_backbone, make_pictures, result_of
+
+from vitgraft.common.errors import RequestError
+from vitgraft.common.settings import Settings
+from vitgraft.engine.devices import fabric, kind_of
+from vitgraft.features import Features
+from vitgraft.model import build
+
+
+def test_balanced_every_class_counts_alike():
+    model = build(random_backbone(), "linear", classes=3)
+    labels = torch.tensor([0] * 8 + [1] * 2)
+    features = Features(torch.randn(10, model.backbone.width), [])
+    logits = model.head(features)
+    model.head.balance([8, 2, 0])
+    loss = model.head(features, labels)["cross_entropy"]
+    own = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    assert loss.item() == pytest.approx((own[:8].mean() / 2 + own[8:].mean() / 2).item(), rel=1e-5)
+    assert "class_weights" not in str(model.state().keys())
+
+
+def test_balanced_from_the_command_line(tmp_path):
+    ground = make_backbone(tmp_path / "vit.safetensors")
+    data = make_pictures(tmp_path / "data", train=12, val=6)
+    for i in range(2, 12):
+        (data / "train" / "dots" / f"{i}.png").unlink()
+    words = [
+        "fit",
+        data,
+        "--model",
+        ground,
+        "--method",
+        "linear",
+        "--batch",
+        8,
+        "--epochs",
+        2,
+        "--workers",
+        0,
+        "--quiet",
+    ]
+    for weights in ("none", "balanced"):
+        assert call(*words, "-o", tmp_path / weights, "--class-weights", weights, "--device", "cpu") == 0
+    told = result_of(tmp_path / "balanced")
+    assert told["protocol"]["class_weights"] == "balanced"
+    assert told["numbers"].keys() >= {"accuracy", "balanced_accuracy", "macro_f1"}
+    assert told["data"]["counts"]["train"]["dots"] == {"pictures": 2}
+
+
+def test_devices(monkeypatch):
+    assert kind_of("cpu") == "cpu"
+    assert fabric(Settings(device="cpu")).device.type == "cpu"
+    with pytest.raises(RequestError, match="There is no device 'gpu'"):
+        Settings(device="gpu")
+    with pytest.raises(RequestError, match="one device, but 2"):
+        Settings(device="cuda:1", devices=2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RequestError, match=r"device cuda:1 was asked for, but this machine has .*cpu"):
+        kind_of("cuda:1")
