@@ -255,7 +255,7 @@ def test_evaluate_in_words_has_a_line_per_class(run, ground, capsys):
     assert call("evaluate", run, ground.easy, "--split", "val") == 0
     first, *rest = capsys.readouterr().out.splitlines()
     assert first.startswith(f"top-1 accuracy {found['accuracy']:.2%}")
-    assert first.endswith("on 18 pictures of val")
+    assert first.partition(",")[0].endswith("on 18 pictures of val")
     assert [line.split()[0] for line in rest] == list(CLASSES)
     assert [line.split()[2:] for line in rest] == [[str(right), "of", "6"] for _, right, _ in found["per_class"]]
 

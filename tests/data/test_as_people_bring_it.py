@@ -19,7 +19,7 @@ from PIL import Image
 from vitgraft.common.errors import RequestError
 from vitgraft.data import read
 from vitgraft.data.check import check
-from vitgraft.data.masks import load_mask
+from vitgraft.data.mask_values import load_mask
 from vitgraft.data.pictures import measured_levels, open_picture
 from vitgraft.data.recognise import read_dense, recognise
 

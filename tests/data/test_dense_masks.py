@@ -11,7 +11,7 @@ from helpers_dense import index_mask, noise, polygon, problems_of, segment_set, 
 from PIL import Image
 
 from vitgraft.common.errors import RequestError
-from vitgraft.data.masks import BadTruth, load_mask
+from vitgraft.data.mask_values import BadTruth, load_mask
 from vitgraft.data.recognise import read_dense, recognise
 from vitgraft.data.segmentations import fault_of, sample
 

@@ -15,10 +15,11 @@ from . import audit
 from .dataset import read
 from .dense import examine, unreadable
 from .folders import is_junk, is_picture, some
-from .layouts import LISTS, parsed_line, read_class_names, text_lines
+from .layouts import LISTS, parsed_line, read_class_names
 from .masks import masks_without_picture
 from .pictures import BadPicture, open_picture
 from .recognise import recognise, survey
+from .tables import text_lines
 from .truth import Problem
 
 Progress = Callable[[int, int], None]

@@ -18,7 +18,7 @@ from .audit import Seen, Shown, shown_by
 from .augment import STRIDE, Augment, Truth, evaluation_view, prepared
 from .batch import Batch
 from .loader import AS_THEY_ARE, even_batches, loaded
-from .masks import BadTruth, load_mask
+from .mask_values import BadTruth, load_mask
 from .pictures import BadPicture, Levels, open_picture
 from .preprocess import Preprocess
 from .truth import DenseSplit, Problem

@@ -220,7 +220,7 @@ def parsed_line(root: Path, text: str, where: str) -> Line:
 
 
 def _read_list(root: Path, name: str) -> list[Line]:
-    lines = [parsed_line(root, text, f"{root / name}:{number}") for number, text in text_lines(root / name)]
+    lines = [parsed_line(root, text, f"{root / name}:{number}") for number, text in tables.text_lines(root / name)]
     if not lines:
         raise RequestError(
             f"{root / name} was taken for a list, but it is empty; write lines 'path label', or remove it"
@@ -288,7 +288,7 @@ def read_class_names(path: Path) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
     first: dict[str, int] = {}
-    for number, line in text_lines(path):
+    for number, line in tables.text_lines(path):
         colour = tables.COLOUR.fullmatch(line)
         name = same_form(colour["name"] if colour else line)
         if name in first:
@@ -297,8 +297,3 @@ def read_class_names(path: Path) -> tuple[str, ...] | None:
             )
         first[name] = number
     return tuple(first) or None
-
-
-def text_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a text file that are not blank, stripped, with their numbers from 1."""
-    return tables.text_lines(path)
