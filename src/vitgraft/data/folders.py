@@ -111,9 +111,16 @@ def walk(root: Path) -> Iterator[Folder]:
     """Every folder of a data set that holds files, from the root down."""
 
     def visit(path: Path, split: str | None, truth: bool, rest: tuple[str, ...], depth: int) -> Iterator[Folder]:
-        if files_in(path):
+        with os.scandir(path) as entries:  # once: a folder of a class may hold very many
+            inner, has_file = [], False
+            for entry in entries:
+                if entry.is_dir():
+                    inner.append(path / entry.name)
+                else:
+                    has_file = has_file or not is_junk(Path(entry.name))
+        if has_file:
             yield Folder(path, split, truth, rest)
-        for folder in folders_in(path) if depth else ():
+        for folder in sorted(folder for folder in inner if not is_junk(folder)) if depth else ():
             name = folder.name.lower()
             both = _BOTH.fullmatch(name)
             if meant := split_of(name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from .folders import files_in, is_picture, some, walk
+from .folders import files_in, is_junk, is_picture, some, walk
 from .pictures import reason_of
 
 ROUNDING = 1.0  # pixels by which a box may reach out of its picture without a word: rounding, or counting from 1
@@ -139,7 +140,7 @@ def truth_beside(root: Path, ending: str) -> dict[str | None, list[tuple[Path, P
     """By split, pictures and the files of this ending (".xml") of the same stems: in the same folder, or in one whose
     name says the same but that it holds labels. Folders without any such file beside them are left out."""
     found = list(walk(root))
-    files = {folder.path: {f.stem: f for f in files_in(folder.path) if f.suffix.lower() == ending} for folder in found}
+    files = {folder.path: _files_of(folder.path, ending) for folder in found}
     alike: dict[tuple[str | None, tuple[str, ...]], list[dict[str, Path]]] = {}
     for folder in found:
         if files[folder.path]:
@@ -153,6 +154,12 @@ def truth_beside(root: Path, ending: str) -> dict[str | None, list[tuple[Path, P
         if stems & truth.keys():
             pairs.setdefault(folder.split, []).extend((picture, truth.get(picture.stem)) for picture in pictures)
     return pairs
+
+
+def _files_of(folder: Path, ending: str) -> dict[str, Path]:
+    """The files of an ending in a folder, by stem; of others, which may be very many, nothing is made."""
+    names = [name for name in os.listdir(folder) if name.lower().endswith(ending)]
+    return {path.stem: path for name in sorted(names) if not is_junk(path := folder / name) and path.is_file()}
 
 
 def known_rows(entry: Entry, classes: Sequence[str]) -> tuple[list[Row], list[tuple[str, str]]]:
