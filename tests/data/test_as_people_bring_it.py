@@ -133,6 +133,22 @@ def test_tables_of_splits_and_json_lines(tmp_path: Path) -> None:
     }
 
 
+def test_columns_that_are_not_read_are_said(tmp_path: Path) -> None:
+    pictures(tmp_path / "train", 4)
+    pictures(tmp_path / "test", 2, first=9)
+    rows = "".join(f"{i},{'ab'[i % 2]},{i > 2}\n" for i in range(4))
+    (tmp_path / "train.csv").write_text(f"id,label,is_valid\n{rows}")
+    assert read(tmp_path).split("train").labels == (0, 1, 0, 1)
+    assert "train.csv: the columns is_valid were not read" in notes_of(tmp_path)
+
+
+def test_annotations_that_nobody_reads_are_named(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    (tmp_path / "annotations.xml").write_text("<annotations/>")
+    with pytest.raises(RequestError, match=r"annotations\.xml: if those are boxes or masks, export them as COCO"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
@@ -206,6 +222,10 @@ def test_folders_of_another_task_are_no_classes(tmp_path: Path, names: tuple[str
 def test_two_folders_whose_stems_pair_are_no_classes(tmp_path: Path) -> None:
     pictures(tmp_path / "photo", ending=".jpg")
     masks(tmp_path / "cutout")
+    with pytest.raises(RequestError, match="those in cutout look like masks"):
+        read(tmp_path)
+    for path in (tmp_path / "cutout").iterdir():
+        path.rename(path.with_name(f"{path.stem}_segmentation.png"))
     with pytest.raises(RequestError, match="those in cutout look like masks"):
         read(tmp_path)
     assert read(classes(tmp_path / "equal names", "")).classes == ("cat", "dog")

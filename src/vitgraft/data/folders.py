@@ -28,6 +28,8 @@ TRUTH |= {"groundtruth", "ground_truth", "segmentation", "segmentations", "segme
 _BOTH = re.compile(rf"(?P<split>.+?)[-_ ]?(?:{'|'.join(sorted(TRUTH, key=len, reverse=True))})")
 # What systems and tools leave behind among other people's files.
 _JUNK = {"thumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "system volume information"}
+# Behind the stem of a picture in the name of its mask.
+SUFFIX = re.compile(r"(?:[-_ .](?:mask|label|labels|seg|segmentation|gt|annotation|l|p|m))+$", re.I)
 DEPTH = 5  # folders below the root that are looked into
 
 

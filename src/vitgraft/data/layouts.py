@@ -13,6 +13,7 @@ from ..common.errors import RequestError, near_misses
 from . import tables
 from .folders import (
     PICTURES,
+    SUFFIX,
     TRUTH,
     files_in,
     folders_in,
@@ -71,9 +72,21 @@ def recognise(root: Path, seed: int, val_share: float, classes: tuple[str, ...] 
         _check_same(names, root)
         return Found(pairs, tuple(names), "folders " + ", ".join(f"{name}/CLASS" for name in splits.values()))
     if not inner or {folder.name for folder in inner} <= set(meant):
+        hint = _of_objects(root)
         here = f"no class folders inside {some(f.name for f in inner)}" if inner else "neither class folders nor lists"
-        raise RequestError(f"a data set was expected in {root}, but it holds {here}; arrange it as one of {LAYOUTS}")
+        raise RequestError(
+            f"a data set was expected in {root}, but it holds {here}{hint}; arrange it as one of {LAYOUTS}"
+        )
     return _hold_out(root, seed, val_share, notes)
+
+
+def _of_objects(root: Path) -> str:
+    """What is said of annotations that no reader of boxes and masks knows."""
+    found = [file.name for folder in (root, *folders_in(root)) for file in files_in(folder)]
+    found = [name for name in found if name.lower().endswith((".json", ".xml", ".geojson"))]
+    if not found:
+        return ""
+    return f" (and {some(found, 3)}: if those are boxes or masks, export them as COCO, YOLO or VOC)"
 
 
 def _has_classes(root: Path) -> bool:
@@ -128,8 +141,9 @@ def _refuse_other_tasks(root: Path, classes: list[Path]) -> None:
             "images/SPLIT/FILE with masks/SPLIT/STEM.png, with labels/SPLIT/STEM.txt, or with instances_SPLIT.json"
         )
     if len(classes) == 2:
-        stems = [{file.stem for file in files_in(folder)} for folder in classes]
-        flat = [name for name in names if _is_flat(root / name)] if len(stems[0]) > 2 and stems[0] == stems[1] else []
+        stems = [{SUFFIX.sub("", file.stem) for file in files_in(folder)} for folder in classes]
+        paired = len(stems[0] & stems[1]) > max(2, 0.8 * min(map(len, stems)))
+        flat = [name for name in names if _is_flat(root / name)] if paired else []
         if len(flat) == 1:
             raise RequestError(
                 f"{root} holds {names[0]} and {names[1]} with a file of each name in both, and those in {flat[0]} look "

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from .folders import SPLITS, files_in, held_out, is_picture, pictures_in, walk
+from .folders import SPLITS, SUFFIX, files_in, held_out, is_picture, pictures_in, walk
 from .mask_values import CITYSCAPES, checked_names, coding_of
 from .tables import text_lines
 from .truth import IGNORED, Coding, DenseSet, DenseSplit, Problem, counted
@@ -16,7 +15,6 @@ LAYOUT = (
     "images/SPLIT/FILE with masks/SPLIT/STEM.png and classes.txt (SPLIT: train, val, test), or ADEChallengeData2016"
 )
 ADE = "ADEChallengeData2016"
-SUFFIX = re.compile(r"(?:[-_ .](?:mask|label|labels|seg|segmentation|gt|annotation|l|p|m))+$", re.I)
 
 
 def is_ade(root: Path) -> bool:

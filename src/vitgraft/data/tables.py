@@ -67,6 +67,9 @@ def read(
             if not name:
                 raise RequestError(f"{table}:{number} has no {label!r}, but each picture has a class; add it")
             splits.setdefault(split or "", []).append((path, name))
+        unread = [name for name in columns if name not in (column, label, by_split)]
+        if unread:
+            notes.append(f"{table.name}: the columns {some(unread)} were not read")
         read_files.append(f"{table.name} (columns {column} and {label})")
     if not splits:
         return None
