@@ -96,7 +96,22 @@ def test_config_json_beside_the_file(vit, tmp_path):
     assert weights.load(str(again)).mean == (0.1, 0.2, 0.3)
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}])
+def named(state, *before):
+    return {f"{''.join(before)}{name}": tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"model": s, "epoch": 3},
+        lambda s: {"state_dict": s},
+        lambda s: named(s, "module."),
+        lambda s: {"state_dict": named(s, "module.", "backbone.")},
+        lambda s: {"teacher": named(s, "backbone."), "student": {}, "epoch": 3},
+        lambda s: named(s, "_orig_mod."),
+    ],
+)
 def test_torch_files(wrap, tmp_path):
     vit = timm.create_model("test_vit", num_classes=0)
     path = tmp_path / "model.pth"

@@ -197,6 +197,7 @@ def _from_file(architecture: str, path: Path, name: str, *, cached: bool = False
         there = "it is a folder" if path.is_dir() else "there is no such file"
         raise RequestError(f"{path} was asked for as a weight file, but {there}: give a .safetensors or .pth file.")
     tensors, facts = _read(path)
+    tensors = _unwrapped(tensors)
     if not facts.get("architecture"):
         facts = {**_read_json(path.with_name("config.json")), **facts}
     architecture = architecture or str(facts.get("architecture") or "")
@@ -233,10 +234,21 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} cannot be read as {kind} ({reason}): fetch it again, or save its state dict as .safetensors."
         ) from None
     if isinstance(state, dict):
-        state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
+        parts = ("state_dict", "model", "teacher", "student", "model_state_dict")
+        state = next((state[key] for key in parts if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise RequestError(f"{path} holds no state dict (tensors by name): save model.state_dict() and give that file.")
     return state, {}
+
+
+WRAPPERS = ("module.", "_orig_mod.", "backbone.", "teacher.", "student.", "encoder.", "model.", "visual.", "net.")
+
+
+def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the names that training loops put in front of all tensors: module., backbone., teacher.backbone., ..."""
+    while first := next((w for w in WRAPPERS if tensors and all(name.startswith(w) for name in tensors)), ""):
+        tensors = {name.removeprefix(first): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..common.errors import WorkError
+
+with suppress(ImportError):  # HEIC and AVIF of telephones, where the package is installed
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 
 
 class BadPicture(WorkError):  # noqa: N818
