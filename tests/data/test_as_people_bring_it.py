@@ -105,6 +105,18 @@ def test_folders_around_and_inside_the_classes(tmp_path: Path) -> None:
     assert "4 pictures lie in folders inside it" in notes_of(root)
 
 
+def test_splits_inside_the_classes(tmp_path: Path) -> None:
+    for c, name in enumerate(("cat", "dog")):
+        for k, split in enumerate(("train", "valid")):
+            pictures(tmp_path / name / split, first=100 * k + 10 * c)
+    data = read(tmp_path)
+    assert {name: split.labels for name, split in data.splits.items()} == {
+        "train": (0,) * 4 + (1,) * 4,
+        "val": (0,) * 4 + (1,) * 4,
+    }
+    assert "were read as splits" in notes_of(tmp_path)
+
+
 @pytest.mark.parametrize("between", [",", "\t", ";"])
 @pytest.mark.parametrize("ending", [True, False])
 def test_a_table_labels_the_pictures(tmp_path: Path, between: str, ending: bool) -> None:
@@ -217,6 +229,12 @@ def test_folders_of_another_task_are_no_classes(tmp_path: Path, names: tuple[str
     if recognise(tmp_path) == "classify":
         with pytest.raises(RequestError, match="no class"):
             read(tmp_path)
+
+
+def test_classes_may_be_called_mask(tmp_path: Path) -> None:
+    root = classes(tmp_path, "train", "val", names=("mask", "no_mask"))
+    assert recognise(root) == "classify"
+    assert read(root).classes == ("mask", "no_mask")
 
 
 def test_two_folders_whose_stems_pair_are_no_classes(tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ _SPLIT = re.compile(
 PICTURES = {"images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "leftimg8bit", "default"}
 TRUTH = {"masks", "mask", "labels", "label", "annotations", "annotation", "annots", "annot", "gt", "gtfine"}
 TRUTH |= {"groundtruth", "ground_truth", "segmentation", "segmentations", "segmentationclass", "segmentationclassraw"}
+# Of these the names that no class has: "mask" and "no mask" are classes of faces.
+ROLES = {"images", "imgs", "jpegimages", "leftimg8bit", "masks", "labels", "annotations", "annots", "gtfine"}
+ROLES |= {"groundtruth", "ground_truth", "segmentations", "segmentationclass", "segmentationclassraw"}
 _BOTH = re.compile(rf"(?P<split>.+?)[-_ ]?(?:{'|'.join(sorted(TRUTH, key=len, reverse=True))})")
 # What systems and tools leave behind among other people's files.
 _JUNK = {"thumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "system volume information"}

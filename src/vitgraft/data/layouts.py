@@ -12,9 +12,9 @@ from PIL import Image
 from ..common.errors import RequestError, near_misses
 from . import tables
 from .folders import (
-    PICTURES,
+    ROLES,
+    SPLITS,
     SUFFIX,
-    TRUTH,
     files_in,
     folders_in,
     held_out,
@@ -77,7 +77,24 @@ def recognise(root: Path, seed: int, val_share: float, classes: tuple[str, ...] 
         raise RequestError(
             f"a data set was expected in {root}, but it holds {here}{hint}; arrange it as one of {LAYOUTS}"
         )
+    if all(folders_in(folder) and all(split_of(f.name) for f in folders_in(folder)) for folder in inner):
+        return _classes_first(root, notes)
     return _hold_out(root, seed, val_share, notes)
+
+
+def _classes_first(root: Path, notes: list[str]) -> Found:
+    """CLASS/SPLIT/picture."""
+    _refuse_other_tasks(root, folders_in(root))
+    pairs: dict[str, list[tuple[Path, str]]] = {}
+    for folder in folders_in(root):
+        check_name(folder)
+        splits = of_splits(folder, {inner.name: split_of(inner.name) or "" for inner in folders_in(folder)})
+        for split, name in splits.items():
+            found = _pictures_below(folder / name, notes)
+            pairs.setdefault(split, []).extend((picture, same_form(folder.name)) for picture in found)
+    notes.append("the folders inside the classes were read as splits")
+    names = tuple(sorted({name for found in pairs.values() for _, name in found}))
+    return Found({split: pairs[split] for split in SPLITS if split in pairs}, names, "folders CLASS/SPLIT")
 
 
 def _of_objects(root: Path) -> str:
@@ -94,7 +111,7 @@ def _has_classes(root: Path) -> bool:
     inner = folders_in(root)
     places = [folder for folder in inner if split_of(folder.name)] or [root]
     names = [f.name.lower() for place in places for f in folders_in(place)]
-    return len(set(names) - PICTURES - TRUTH) > 1
+    return len(set(names) - ROLES) > 1
 
 
 def _read_classes(root: Path, notes: list[str]) -> list[tuple[Path, str]]:
@@ -134,7 +151,7 @@ def _pictures_below(folder: Path, notes: list[str]) -> Iterator[Path]:
 def _refuse_other_tasks(root: Path, classes: list[Path]) -> None:
     """RequestError for folders that no classes are: pictures beside masks, boxes or annotations."""
     names = [folder.name for folder in classes]
-    if roles := [name for name in names if name.lower() in PICTURES | TRUTH]:
+    if roles := [name for name in names if name.lower() in ROLES]:
         raise RequestError(
             f"{root} holds the folders {some(names)}: {some(roles)} {'is' if len(roles) == 1 else 'are'} no class, but "
             "the layout of pictures with masks or annotations, of which none could be read; arrange them as "
