@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -343,6 +344,28 @@ def test_suffixes_of_masks(tmp_path: Path) -> None:
         path.rename(path.with_name(f"{path.stem}_mask.png"))
     assert len(read_dense(root, "segment").split("train")) == 4
     assert "as 0.png with 0_mask.png" in notes_of(root)
+
+
+def test_masks_beside_their_pictures(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        for path in pictures(tmp_path / split, ending=".jpg"):
+            masks(tmp_path / "made", 4)
+            (tmp_path / "made" / f"{path.stem}.png").rename(tmp_path / split / f"{path.stem}_mask.png")
+    shutil.rmtree(tmp_path / "made")
+    assert recognise(tmp_path) == "segment"
+    data = read_dense(tmp_path, "segment")
+    assert list(data.splits) == ["train", "val"]
+    assert all([path.name for path in split.paths] == [f"{i}.jpg" for i in range(4)] for split in data.splits.values())
+    assert "as 0.jpg with 0_mask.png" in notes_of(tmp_path)
+
+
+def test_masks_of_carvana(tmp_path: Path) -> None:
+    pictures(tmp_path / "train", ending=".jpg")
+    masks(tmp_path / "train_masks", ending=".gif", mode="P")
+    for path in (tmp_path / "train_masks").iterdir():
+        path.rename(path.with_name(f"{path.stem}_mask.gif"))
+    assert recognise(tmp_path) == "segment"
+    assert len(read_dense(tmp_path, "segment").split("train")) == 4
 
 
 # --- objects

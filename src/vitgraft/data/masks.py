@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +29,9 @@ def has_masks(root: Path) -> bool:
     return is_ade(root) or bool(_places(root))
 
 
+_MASK = re.compile(r".+[-_](?:mask|seg|segmentation)", re.I)  # a mask beside its picture
+
+
 class _Place(NamedTuple):
     """Pictures and their masks; of no split by name where `split` is None."""
 
@@ -36,15 +41,30 @@ class _Place(NamedTuple):
 
 
 def _places(root: Path) -> list[_Place]:
-    """Where the pictures of each split lie, and their masks: in folders whose names say the same but for that."""
+    """Where the pictures of each split lie, and their masks: in folders whose names say the same but for that, or in
+    one folder, the masks with a suffix."""
     found = list(walk(root))
     truth = [folder for folder in found if folder.truth and _holds_pictures(folder.path)]
     places = []
     for folder in found:
         beside = [other for other in truth if (other.split, other.rest) == (folder.split, folder.rest)]
-        if not folder.truth and beside and _holds_pictures(folder.path):
+        if folder.truth:
+            continue
+        if beside and _holds_pictures(folder.path):
             places.append(_Place(folder.split, folder.path, beside[0].path))
+        elif _holds_both(folder.path):
+            places.append(_Place(folder.split, folder.path, folder.path))
     return places
+
+
+def _holds_both(folder: Path) -> bool:
+    """Whether a folder holds pictures and for each of them a mask, told by its suffix."""
+    names = os.listdir(folder)
+    if not any(_MASK.fullmatch(Path(name).stem) for name in names[:50]):
+        return False
+    stems = {Path(name).stem for name in names if is_picture(folder / name)}
+    masks = {stem for stem in stems if _MASK.fullmatch(stem)}
+    return bool(masks) and stems - masks == {SUFFIX.sub("", stem) for stem in masks}
 
 
 def _holds_pictures(folder: Path) -> bool:
@@ -138,14 +158,17 @@ def _pair(
     """
     of_stem: dict[str, Path] = {}
     suffixed: dict[str, Path] = {}
+    together = pictures == masks
     for file in pictures_in(masks, notes):
+        if together and not _MASK.fullmatch(file.stem):
+            continue
         if CITYSCAPES.search(file.stem) or "gtFine" not in file.stem:
             of_stem.setdefault(file.stem, file)
             suffixed.setdefault(SUFFIX.sub("", CITYSCAPES.sub("", file.stem)), file)
     pairs: dict[Path, Path] = {}
     guessed = 0
     for picture in pictures_in(pictures, notes):
-        if listed and picture.stem not in listed:
+        if (listed and picture.stem not in listed) or (together and picture in suffixed.values()):
             continue
         stem = CITYSCAPES.sub("", picture.stem)
         mask = of_stem.get(picture.stem) or suffixed.get(stem)
@@ -169,10 +192,11 @@ def _pair(
 
 def masks_without_picture(splits: Iterable[DenseSplit]) -> list[Problem]:
     """Masks that no picture has."""
-    known = {mask for split in splits for mask in split.masks}
+    splits = list(splits)
+    known = {path for split in splits for path in (*split.masks, *split.paths)}
     return [
         Problem(mask, "", "there is no picture for this mask; add one, or rename or remove the mask")
-        for folder in sorted({mask.parent for mask in known})
+        for folder in sorted({mask.parent for split in splits for mask in split.masks})
         for mask in files_in(folder)
         if mask not in known and is_picture(mask) and ("gtFine" not in mask.stem or CITYSCAPES.search(mask.stem))
     ]
