@@ -20,6 +20,7 @@ LAYOUT = "images/SPLIT/FILE with instances_SPLIT.json (SPLIT: train, val, test),
 _FILE = re.compile(r"instances_(.+)\.json")
 KEYS = ("images", "annotations", "categories")
 LARGE = 1 << 28  # bytes of a file that is not opened just to see what it is
+SMALL = 1 << 24  # bytes of one whose content is kept for when it is read a second time
 CONTRADICTS = "# boxes contradict their polygons (they share less than half of their area)"
 NO_BOX = "# objects had no box, which was taken from their polygons"
 
@@ -58,14 +59,20 @@ def _is_coco(file: Path) -> bool:
     if file.stat().st_size > LARGE:
         return False
     try:
-        content = _parsed(file, file.stat().st_mtime_ns)
+        content = _parsed(file)
     except Fault:
         return False
     return isinstance(content, dict) and all(isinstance(content.get(key), list) for key in KEYS)
 
 
+def _parsed(file: Path) -> Any:
+    """What a JSON file holds; `Fault` where it is none."""
+    told = file.stat()
+    return (_kept if told.st_size <= SMALL else _kept.__wrapped__)(file, told.st_mtime_ns)
+
+
 @lru_cache(maxsize=8)
-def _parsed(file: Path, changed: int) -> Any:
+def _kept(file: Path, changed: int) -> Any:
     try:
         return json.loads(file.read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
@@ -120,7 +127,7 @@ def _key(value: Any) -> str:
 
 def _load(file: _File) -> _Content:
     """An annotation file; raises `Fault` where it is none."""
-    content = _parsed(file.path, file.path.stat().st_mtime_ns)
+    content = _parsed(file.path)
     parts: list[Any] = [content.get(key) if isinstance(content, dict) else None for key in KEYS]
     for part in parts:
         if not isinstance(part, list) or not all(isinstance(entry, dict) for entry in part):

@@ -34,6 +34,7 @@ from ..tasks.base import Task
 from .checkpoint import Checkpoint, Progress
 from .loop import train
 
+MOST_NOTES = 12  # that are told on the way; result.json and the page have all
 FILES = ("adapter.safetensors", "result.json", "metrics.jsonl", "report.html", "checkpoint.safetensors")
 
 
@@ -88,8 +89,10 @@ def fit(
         console.line(f"backbone  {backbone.name}, from {backbone.source}")
         console.line(f"pictures  {found.root}: {found.layout}")
         notes = [*found.notes, *audit.odd(found)]
-        for note in notes:
+        for note in notes[:MOST_NOTES]:
             console.line(f"note      {note}")
+        if len(notes) > MOST_NOTES:
+            console.line(f"note      and {len(notes) - MOST_NOTES} more: `vitgraft check {root}` lists them")
         preprocess = kind.preprocess(backbone, settings.image_size)
         if stated := NORMALISATIONS[settings.normalisation]:
             preprocess = replace(preprocess, mean=stated[0], std=stated[1])
