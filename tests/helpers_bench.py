@@ -111,3 +111,11 @@ def calls(root: Path) -> list[str]:
 def counts(plan):
     """How many jobs of a plan are in each state."""
     return {state: len(getattr(plan, state)) for state in ("done", "running", "failed", "waiting")}
+
+
+def wait_for(there, seconds: float = 60) -> None:
+    """Waits until `there()`; an AssertionError if it takes too long."""
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)

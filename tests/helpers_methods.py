@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import random_images
+from helpers_backbones import random_images
 
 from vitgraft import methods
 from vitgraft.model import build

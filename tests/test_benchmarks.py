@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_backbone, random_images
+from helpers_backbones import random_backbone, random_images
 
 from vitgraft import build
 from vitgraft.backbones import ViT

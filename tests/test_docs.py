@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from conftest import random_backbone
+from helpers_backbones import random_backbone
 from torch import nn
 
 from vitgraft import methods

@@ -1,4 +1,4 @@
-"""Shapes of a figure as SVG: boxes, words, wires. The look of the figures is here, what they show in `figure.py`."""
+"""Shapes of a figure as SVG: boxes, words, wires. Their look is here, what they show in `figure.py` and `layers.py`."""
 
 from __future__ import annotations
 

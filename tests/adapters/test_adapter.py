@@ -11,7 +11,7 @@ from dataclasses import asdict
 import pytest
 import timm
 import torch
-from conftest import random_backbone, random_images
+from helpers_backbones import random_backbone, random_images
 from safetensors import safe_open
 from safetensors.torch import save_file
 

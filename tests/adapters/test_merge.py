@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import FAMILIES, GRIDS, random_backbone, random_images, random_vit, vit_arguments
+from helpers_backbones import FAMILIES, GRIDS, random_backbone, random_images, random_vit, vit_arguments
 from helpers_cli import CLASSES, call, environment, fit, make_ground
 from helpers_methods import every_variant, header_of, model_of, shaken
 from PIL import Image

@@ -5,7 +5,7 @@ import re
 import pytest
 import timm
 import torch
-from conftest import random_backbone, random_images, random_vit, vit_arguments
+from helpers_backbones import random_backbone, random_images, random_vit, vit_arguments
 
 from vitgraft import Backbone
 from vitgraft.backbones import weights

@@ -26,6 +26,7 @@ from helpers_bench import (
     slow_fit,
     suite_of,
     task_of,
+    wait_for,
 )
 
 from vitgraft.bench import locks, protocols, record, work
@@ -41,30 +42,8 @@ def no_backbone_is_left():
     work._loaded.cache_clear()
 
 
-@pytest.fixture
-def data(tmp_path):
-    return make_data(tmp_path / "data")
-
-
-@pytest.fixture
-def grid(data):
-    return make_grid(data)
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
 def done_calls(out):
     return calls(out.parent / "data")
-
-
-def wait_for(there, seconds=60):
-    end = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
 
 
 # What there is to do.

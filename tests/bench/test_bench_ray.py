@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers_bench import calls, counts, fit, killed_fit, make_data, make_grid, suite_of, task_of
+from helpers_bench import calls, counts, fit, killed_fit, make_data, make_grid, suite_of, task_of, wait_for
 
 from vitgraft.bench import locks, on_ray, work
 from vitgraft.bench.grid import plan, run
@@ -55,28 +55,6 @@ def two(cluster):
         cluster.add_node(**NODE)
     cluster.wait_for_nodes(timeout=60)  # those that a test before has removed are missed, too
     return OnRay(cluster.address)
-
-
-@pytest.fixture
-def data(tmp_path):
-    return make_data(tmp_path / "data")
-
-
-@pytest.fixture
-def grid(data):
-    return make_grid(data)
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
-def wait_for(there, seconds=60):
-    end = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
 
 
 # Fits, in processes of the cluster.

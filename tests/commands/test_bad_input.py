@@ -11,7 +11,6 @@ from helpers_cli import (
     fit_words,
     has,
     make_backbone,
-    make_ground,
     make_pictures,
     metrics_of,
     result_of,
@@ -20,16 +19,6 @@ from helpers_cli import (
 from vitgraft.adapters import file as adapter
 
 pytestmark = pytest.mark.usefixtures("no_network")
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return make_ground(tmp_path_factory.mktemp("ground"))
-
-
-@pytest.fixture(scope="module")
-def finished(ground, tmp_path_factory):
-    return fit(ground, tmp_path_factory.mktemp("runs") / "linear", "--method", "linear", "--epochs", 2)
 
 
 # Data

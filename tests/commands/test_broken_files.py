@@ -20,7 +20,6 @@ from helpers_cli import (
     fit_words,
     has,
     make_backbone,
-    make_ground,
     metrics_of,
     result_of,
     same,
@@ -33,16 +32,6 @@ from vitgraft.common.files import make_folder, write_bytes
 from vitgraft.training import loop as training
 
 pytestmark = pytest.mark.usefixtures("no_network")
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return make_ground(tmp_path_factory.mktemp("ground"))
-
-
-@pytest.fixture(scope="module")
-def finished(ground, tmp_path_factory):
-    return fit(ground, tmp_path_factory.mktemp("runs") / "linear", "--method", "linear", "--epochs", 2)
 
 
 def test_an_adapter_for_another_backbone(finished, ground, tmp_path, refused):

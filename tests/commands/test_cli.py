@@ -9,7 +9,7 @@ import sys
 from dataclasses import fields
 
 import pytest
-from helpers_cli import CLASSES, call, fit, fit_words, make_ground, result_of
+from helpers_cli import CLASSES, call, fit, fit_words, result_of
 
 import vitgraft
 from vitgraft import methods
@@ -172,11 +172,6 @@ def test_every_setting_is_an_option_of_fit_and_keeps_its_kind():
 
 
 # Where it speaks
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return make_ground(tmp_path_factory.mktemp("ground"))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ from helpers_dense import annotation, coco, index_mask, noise, object_set, polyg
 from PIL import Image
 
 from vitgraft.common.errors import RequestError
+from vitgraft.data.objects import picture_size
+from vitgraft.data.pictures import open_picture
 from vitgraft.data.recognise import read_dense, recognise
 
 
@@ -390,3 +392,13 @@ def test_real_objects(name: str, task: str, count: int) -> None:
     root = shared(name)
     assert recognise(root) == task
     assert sum(map(len, read_dense(root, task).split("val").objects)) == count
+
+
+@pytest.mark.parametrize("ending", ["jpg", "tif", "png", "webp"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8, 9])
+def test_the_size_from_the_head_is_that_of_the_decoded_picture(ending, orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (60, 40)).save(tmp_path / f"1.{ending}", exif=exif)
+    h, w = picture_size(tmp_path / f"1.{ending}")
+    assert (w, h) == open_picture(tmp_path / f"1.{ending}").size

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import random_backbone, random_images
+from helpers_backbones import random_backbone, random_images
 from lightning_fabric import Fabric
 
 from vitgraft.common.settings import Settings

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_backbone, random_images
+from helpers_backbones import random_backbone, random_images
 from torch import nn
 
 from vitgraft.engine import cost

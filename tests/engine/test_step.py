@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import random_backbone
+from helpers_backbones import random_backbone
 from lightning_fabric import Fabric
 
 from vitgraft import build

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import random_backbone, random_images
+from helpers_backbones import random_backbone, random_images
 
 from vitgraft import build
 from vitgraft.kernels.bottleneck import widen

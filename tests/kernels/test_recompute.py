@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import random_backbone, random_images
+from helpers_backbones import random_backbone, random_images
 
 from vitgraft import build
 from vitgraft.engine import cost

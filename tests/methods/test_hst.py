@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import random_backbone, random_images
+from helpers_backbones import random_backbone, random_images
 
 from vitgraft import methods
 from vitgraft.common.errors import RequestError

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import torch
-from conftest import FAMILIES, GRIDS, random_backbone, random_images, vit_arguments
+from helpers_backbones import FAMILIES, GRIDS, random_backbone, random_images, vit_arguments
 from helpers_methods import CLASSES, VARIANTS, every_variant, header_of, model_of, shaken, steps, variant_id
 from safetensors import safe_open
 from torch._subclasses.fake_tensor import FakeTensorMode

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import random_backbone, random_images
+from helpers_backbones import random_backbone, random_images
 from helpers_cli import call, environment, fit, make_ground, result_of
 from helpers_methods import header_of, shaken, steps
 

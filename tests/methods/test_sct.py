@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import random_backbone, random_images, random_vit
+from helpers_backbones import random_backbone, random_images, random_vit
 
 from vitgraft.methods.sct import class_aware_scores
 from vitgraft.model import build

@@ -137,13 +137,7 @@ def evaluation(fruit):
 
 def test_run_page_shows_what_was_measured(tmp_path, evaluation):
     path = tmp_path / "report.html"
-    report.write(
-        path,
-        result=results(evaluation),
-        metrics=epochs(50),
-        evaluation=evaluation,
-        sections=Classify().sections(evaluation),
-    )
+    write(path, evaluation, epochs(50))
     dom = check_whole(path)
     assert dom.find("p", "value")[0][2] == page.percent(evaluation.value)
     assert plain(page.interval_text(evaluation.interval)) in dom.text
@@ -173,13 +167,7 @@ def test_run_page_shows_what_was_measured(tmp_path, evaluation):
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on the PATH")
 def test_run_page_in_a_browser(tmp_path, evaluation):
     path = tmp_path / "report.html"
-    report.write(
-        path,
-        result=results(evaluation),
-        metrics=epochs(50),
-        evaluation=evaluation,
-        sections=Classify().sections(evaluation),
-    )
+    write(path, evaluation, epochs(50))
     # A copy that may run one script of ours, which writes what the browser made of the page into its title.
     probe = """<script>addEventListener("load", () => {
       const pictures = [...document.images], whole = pictures.filter(i => i.complete && i.naturalWidth > 0);
@@ -258,9 +246,7 @@ def test_a_hundred_classes(tmp_path):
     paths, labels = draw(tmp_path / "data", classes[:50], 250)
     record = evaluate(paths, labels, classes, strength=2.5)
     path = tmp_path / "report.html"
-    report.write(
-        path, result=results(record), metrics=epochs(2), evaluation=record, sections=Classify().sections(record)
-    )
+    write(path, record, epochs(2))
     dom = check_whole(path)
     assert not dom.find("table", "heat")
     assert "50 of the 100 classes have no picture there" in dom.text
@@ -273,9 +259,7 @@ def test_no_wrong_predictions_and_a_picture_that_went_away(tmp_path):
     (tmp_path / "data" / "000.png").unlink()
     record = Evaluation("val", CLASSES[:2], paths, labels, torch.eye(2)[labels])
     path = tmp_path / "report.html"
-    report.write(
-        path, result=results(record), metrics=epochs(1), evaluation=record, sections=Classify().sections(record)
-    )
+    write(path, record, epochs(1))
     dom = check_whole(path)
     assert "No wrong prediction among the 12 pictures." in dom.text
     assert len(dom.find("img")) == 7

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import random_backbone
+from helpers_backbones import random_backbone
 from helpers_cli import adapter_of, call, free_port, make_backbone, metrics_of, result_of, same, start
 from PIL import Image
 from torch import nn

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import random_backbone
+from helpers_backbones import random_backbone
 from helpers_cli import call, make_backbone, make_pictures, result_of
 
 from vitgraft.common.errors import RequestError

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..backbones import weights
 from ..common.errors import RequestError, WorkError
-from ..common.files import check_folder
+from ..common.files import check_new_file
 from ..data import Preprocess
 from ..model import Model
 from .run import Run
@@ -105,9 +105,7 @@ def export(run: Run, out: str | Path) -> dict[str, Any]:
             f"{out} was to be written, but timm tells a safetensors file by its ending alone: let --out end in "
             ".safetensors."
         )
-    if out.exists():
-        raise RequestError(f"{out} was to be written, but exists already: choose another --out, or remove it first.")
-    check_folder(out.parent)
+    check_new_file(out)
     model, preprocess, header = run.adapter
     architecture = model.backbone.architecture
     merged = merge(model, _pictures(preprocess))

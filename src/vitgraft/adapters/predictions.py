@@ -7,9 +7,10 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..common.errors import RequestError
-from ..common.files import check_folder, make_folder, write_bytes, write_json
+from ..common.files import check_folder, check_new_file, make_folder, write_bytes, write_json
 from ..measures.prediction import Prediction
 
 
@@ -23,13 +24,16 @@ def make_new_folder(out: str | Path) -> Path:
     return out
 
 
+def all_rows(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """What is said of every picture, in their order."""
+    return [row for prediction in predictions for row in prediction.rows]
+
+
 def save_rows(predictions: Sequence[Prediction], out: str | Path) -> None:
     """All rows as one new file, .json or .csv; in CSV what has parts of its own is JSON in its cell."""
     out = Path(out)
-    if out.exists():
-        raise RequestError(f"{out} exists already: choose another --out, or remove it first.")
-    check_folder(out.parent)
-    rows = [row for prediction in predictions for row in prediction.rows]
+    check_new_file(out)
+    rows = all_rows(predictions)
     if out.suffix.lower() == ".json":
         write_json(out, rows)
         return
@@ -61,4 +65,4 @@ def save_predictions(predictions: Sequence[Prediction], out: str | Path) -> None
             drawn = io.BytesIO()
             prediction.draw().save(drawn, "JPEG", quality=90)
             write_bytes(Path(out) / f"{name}.jpg", drawn.getvalue())
-    write_json(Path(out) / "predictions.json", [row for prediction in predictions for row in prediction.rows])
+    write_json(Path(out) / "predictions.json", all_rows(predictions))

@@ -44,7 +44,7 @@ class Protocol:
         backbone: the published weights, by timm's name; None: any, or not in timm.
         epoch: which epoch's number the source reports, one of EPOCHS.
         seeds: how many, at the least.
-        settings: fields of `vitgraft.settings.Settings`, for every method.
+        settings: fields of `vitgraft.common.settings.Settings`, for every method.
         tasks: {task: the same, for every method on this task}.
         choice: the same, in their place while hyper-parameters are chosen.
         methods: {method: Recipe}.

@@ -117,7 +117,7 @@ def fit_here(root: str, *, backbone: str, **options: Any) -> Any:
 def test_here(job: Job, run: Path) -> dict[str, Any]:
     """The result of a run with what its model answers on the pictures of another task in the place of its own.
 
-    A set may show some of the classes that the model knows: it answers with one of these, see `classification.among`.
+    A set may show some of the classes that the model knows: it answers with one of these (`measures.accuracy.among`).
     Raises WorkError where the run's folder is gone.
     """
     from ..adapters.run import Run

@@ -229,19 +229,19 @@ def _evaluate(given: argparse.Namespace) -> None:
 
 
 def _predict(given: argparse.Namespace) -> None:
-    from ..adapters.predictions import make_new_folder, save_predictions, save_rows
+    from ..adapters.predictions import all_rows, make_new_folder, save_predictions, save_rows
     from ..adapters.run import Run
+    from ..common.files import check_new_file
 
     run = Run(given.run, given.backbone)
     as_file = Path(given.out or "").suffix.lower() in (".csv", ".json")
-    if given.out and not as_file:
-        make_new_folder(given.out)
+    if given.out:
+        check_new_file(Path(given.out)) if as_file else make_new_folder(given.out)
     found = run.predict(given.pictures, skip_bad=given.skip_bad, quiet=given.json)
-    rows = [row for prediction in found for row in prediction.rows]
     if given.out:
         (save_rows if as_file else save_predictions)(found, given.out)
     if given.json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print(json.dumps(all_rows(found), ensure_ascii=False))
         return
     for prediction in found:
         print(f"{prediction.picture}  {prediction.text}")

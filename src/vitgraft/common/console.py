@@ -31,6 +31,10 @@ class Console:
         if not self.quiet:
             tqdm.write(text, file=sys.stderr)
 
+    def note(self, text: str) -> None:
+        """What was guessed, or is odd."""
+        self.line(f"note      {text}")
+
     def skipped(self, bad: list[tuple[Path, str]]) -> None:
         """Bad pictures that were left out, with the reasons."""
         for path, reason in bad:

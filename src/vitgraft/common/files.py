@@ -55,6 +55,13 @@ def read_json(path: Path) -> Any:
         raise RequestError(f"{path} cannot be read ({error}): take an intact copy, or fit again elsewhere.") from error
 
 
+def check_new_file(path: Path) -> None:
+    """RequestError where there is something at `path`, or where no file could be written."""
+    if path.exists():
+        raise RequestError(f"{path} was to be written, but exists already: choose another --out, or remove it first.")
+    check_folder(path.parent)
+
+
 def check_folder(path: Path) -> None:
     """RequestError where no folder `path` could be made or written to."""
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())

@@ -13,7 +13,7 @@ from PIL import Image
 from ..common.errors import WorkError
 from .dataset import DataSet
 from .folders import some
-from .pictures import FEW, Levels, measured_levels
+from .pictures import FEW, Levels, measured_levels, orientation
 from .truth import IGNORED, DenseSet, DenseSplit
 
 LOOKED_AT = 500  # pictures whose heads are read for their EXIF orientation, spread over the set
@@ -171,6 +171,6 @@ def _turned(paths: Sequence[Path]) -> Iterator[str]:
 def _orientation(path: Path) -> int:
     try:
         with Image.open(path) as image:
-            return int(image.getexif().get(0x0112, 1))
+            return orientation(image)
     except Exception:  # a problem where it is decoded
         return 1

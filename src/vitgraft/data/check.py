@@ -4,7 +4,7 @@ problem. What `fit` reads is read here, by the same code."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,11 @@ class Checked:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+
+    def add(self, split: str, shown: audit.Shown, classes: Sequence[str]) -> None:
+        """What a split shows of each class, and what it lacks."""
+        self.counts[split] = audit.counts(shown, classes)
+        self.notes += audit.missing(split, shown, classes, training=split == "train")
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -67,8 +72,7 @@ def check(
         done += len(split)
         found.problems += [each for each in seen if isinstance(each, Problem)]
         shown = audit.shown_by(split, [each for each in seen if not isinstance(each, Problem)], len(data.classes))
-        found.counts[name] = audit.counts(shown, data.classes)
-        found.notes += audit.missing(name, shown, data.classes, training=name == "train")
+        found.add(name, shown, data.classes)
     return found
 
 
@@ -89,8 +93,7 @@ def _classification(root: Path, found: Checked, progress: Progress | None) -> No
         found.notes += [*data.notes, *audit.odd(data), *_deep(data)]
         for name, split in data.splits.items():
             shown = audit.shown_labels(split.labels, len(data.classes))
-            found.counts[name] = audit.counts(shown, data.classes)
-            found.notes += audit.missing(name, shown, data.classes, training=name == "train")
+            found.add(name, shown, data.classes)
     except RequestError as error:
         there = (path for path in root.rglob("*") if path.is_file() and not is_junk(path) and is_picture(path))
         paths = listed or set(there)

@@ -157,6 +157,28 @@ def held_out(keys: Sequence[Key], share: float, name: Callable[[Key], str], seed
     return set(order[: min(max(int(share * len(keys) + 0.5), 1 if share else 0), len(keys) - 1)])
 
 
+def held_out_by_class(
+    pairs: Sequence[tuple[Path, str]], share: float, name: Callable[[Path], str], seed: int
+) -> dict[str, list[tuple[Path, str]]]:
+    """(picture, class) pairs as "train" and, with the same share of each class, "val", if there is any of it."""
+    by_class: dict[str, list[Path]] = {}
+    for path, label in pairs:
+        by_class.setdefault(label, []).append(path)
+    kept = {path for paths in by_class.values() for path in held_out(sorted(paths), share, name, seed)}
+    splits = {"train": [pair for pair in pairs if pair[0] not in kept], "val": [p for p in pairs if p[0] in kept]}
+    return splits if kept else {"train": splits["train"]}
+
+
+def fifth_held_out(
+    pool: Sequence[Key], name: Callable[[Key], str], notes: list[str], seed: int
+) -> dict[str, dict[Key, None]]:
+    """What is of no split by name as "train" and, if there are two or more, "val", in its order; which is noted."""
+    kept = held_out(pool, 0.2, name, seed)
+    notes.append(f"no split by name: {len(kept)} of {len(pool)} pictures were held out as val, by seed {seed}")
+    splits = {"train": [key for key in pool if key not in kept], "val": [key for key in pool if key in kept]}
+    return {split: dict.fromkeys(keys) for split, keys in splits.items() if keys}
+
+
 def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()  # names on disk may be no valid UTF-8
 

@@ -17,7 +17,7 @@ from .folders import (
     SUFFIX,
     files_in,
     folders_in,
-    held_out,
+    held_out_by_class,
     of_splits,
     pictures_in,
     same_form,
@@ -195,18 +195,12 @@ def _check_same(names: list[str], root: Path) -> None:
 def _hold_out(root: Path, seed: int, val_share: float, notes: list[str]) -> Found:
     """CLASS/picture: the same share of each class goes to "val", one picture at least if the class has two."""
     pairs = _read_classes(root, notes)
-    by_class: dict[str, list[Path]] = {}
-    for path, name in pairs:
-        by_class.setdefault(name, []).append(path)
-    _check_same(list(by_class), root)
-    kept: set[Path] = set()
-    for paths in by_class.values():
-        kept |= held_out(sorted(paths), val_share, lambda path: f"{path.parent.name}/{path.name}", seed)
-    splits = {"train": [pair for pair in pairs if pair[0] not in kept]}
-    if kept:
-        splits["val"] = [pair for pair in pairs if pair[0] in kept]
-    how = f"{val_share:.0%} of each class held out by seed {seed}" if kept else "nothing held out for validation"
-    return Found(splits, tuple(by_class), f"folders CLASS, {how}")
+    classes = tuple(dict.fromkeys(name for _, name in pairs))
+    _check_same(list(classes), root)
+    splits = held_out_by_class(pairs, val_share, lambda path: f"{path.parent.name}/{path.name}", seed)
+    held = f"{val_share:.0%} of each class held out by seed {seed}"
+    how = held if "val" in splits else "nothing held out for validation"
+    return Found(splits, classes, f"folders CLASS, {how}")
 
 
 class Line(NamedTuple):

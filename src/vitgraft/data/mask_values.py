@@ -219,7 +219,7 @@ def load_mask(path: Path, classes: int, coding: Coding = Coding()) -> np.ndarray
         for value, label in coding.values.items():
             table[value] = label
         labels = np.where((values >= 0) & (values < len(table)), table[values.clip(0, len(table) - 1)], -1)
-    bad = ((labels < 0) | (labels >= classes)) & ((labels != IGNORED) | (coding.values is not None) & (labels < 0))
+    bad = ((labels < 0) | (labels >= classes)) & (labels != IGNORED)
     if bad.any():
         y, x = np.unravel_index(int(bad.argmax()), bad.shape)
         raise BadTruth(Problem(path, f"x {x}, y {y}", _other_value(values[y, x], int(bad.sum()), classes, coding)))

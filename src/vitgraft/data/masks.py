@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from .folders import SPLITS, SUFFIX, files_in, held_out, is_picture, pictures_in, walk
+from .folders import SPLITS, SUFFIX, fifth_held_out, files_in, is_picture, pictures_in, walk
 from .mask_values import CITYSCAPES, checked_names, coding_of
 from .tables import text_lines
 from .truth import IGNORED, Coding, DenseSet, DenseSplit, Problem, counted
@@ -120,11 +120,11 @@ def _split(
         for split, stems in listed.items():
             pairs[split] = {by_stem[stem]: pool[by_stem[stem]] for stem in stems if stem in by_stem}
     elif pool and "train" not in pairs:
-        kept = held_out(sorted(pool), 0.2, lambda mask: mask.stem, seed) if "val" not in pairs else set()
-        pairs["train"] = {mask: picture for mask, picture in pool.items() if mask not in kept}
-        if kept:
-            pairs["val"] = {mask: picture for mask, picture in pool.items() if mask in kept}
-            notes.append(f"no split by name: {len(kept)} of {len(pool)} pictures were held out as val, by seed {seed}")
+        if "val" in pairs:
+            pairs["train"] = pool
+        else:
+            for split, masks in fifth_held_out(list(pool), lambda mask: mask.stem, notes, seed).items():
+                pairs[split] = {mask: pool[mask] for mask in masks}
     elif pool:
         notes.append(f"{len(pool)} pictures with masks are in no split, and were not read")
     return {split: pairs[split] for split in SPLITS if pairs.get(split)}

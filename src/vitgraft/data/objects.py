@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from .folders import files_in, is_junk, is_picture, some, walk
-from .pictures import reason_of
+from .pictures import reason_of, upright_size
 
 ROUNDING = 1.0  # pixels by which a box may reach out of its picture without a word: rounding, or counting from 1
 Box = tuple[float, float, float, float]  # xyxy, in pixels of the picture's file
@@ -129,11 +129,9 @@ def picture_size(path: Path) -> tuple[int, int]:
     """(h, w) of a picture, upright by its EXIF orientation, from its head alone; raises `Fault`."""
     try:
         with Image.open(path) as image:
-            w, h = image.size
-            turned = image.getexif().get(0x0112, 1) >= 5
+            return upright_size(image)
     except Exception as error:  # as in `open_picture`: decoders meet broken bytes with nearly any error
         raise Fault(f"it cannot be read as a picture ({reason_of(path, error)}); replace or remove it") from error
-    return (w, h) if turned else (h, w)
 
 
 def truth_beside(root: Path, ending: str) -> dict[str | None, list[tuple[Path, Path | None]]]:

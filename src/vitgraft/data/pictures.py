@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -52,6 +53,19 @@ def open_picture(path: str | os.PathLike[str], levels: Levels | None = None) -> 
         Exception
     ) as error:  # decoders meet broken bytes with nearly any error: struct, zlib, SyntaxError, IndexError
         raise BadPicture(path, reason_of(path, error)) from error
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's, which `open_picture` undoes: 1 is upright, 5 to 8 lie on their side."""
+    found = image.getexif().get(0x0112, 1)
+    return found if found in range(1, 9) else 1
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(h, w) that `open_picture` makes of a picture that is open, from its head alone."""
+    tags: Any = getattr(image, "tag_v2", {})  # a TIFF says its upright size before it is decoded, in some versions
+    w, h = tags.get(256, image.width), tags.get(257, image.height)
+    return (w, h) if orientation(image) >= 5 else (h, w)
 
 
 def to_rgb(image: Image.Image, levels: Levels | None = None) -> Image.Image:

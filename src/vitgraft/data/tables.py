@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import RequestError
-from .folders import folders_in, held_out, is_picture, same_form, some, split_of
+from .folders import SPLITS, folders_in, held_out_by_class, is_picture, same_form, some, split_of
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+OF_SPLIT = ("split", "set", "subset")  # columns
 LABELS = ("label", "labels", "class", "category", "target", "classname", "class_name", "species", "breed", "y")
 # A class with its colour: "name r g b", "name,r,g,b" or CVAT's "name:r,g,b:parts:actions".
 COLOUR = re.compile(r"(?P<name>.*?)[\s,;:]+(?P<r>\d{1,3})[\s,;]+(?P<g>\d{1,3})[\s,;]+(?P<b>\d{1,3})\s*(?::.*)?")
@@ -55,7 +56,7 @@ def read(
             continue
         column, paths = where
         label = _label_column(table, [name for name in columns if name != column], rows)
-        by_split = next((name for name in columns if name.lower() in ("split", "set", "subset")), None)
+        by_split = next((name for name in columns if name.lower() in OF_SPLIT), None)
         for number, (row, path) in enumerate(zip(rows, paths, strict=True), 2):
             if path is None:
                 raise RequestError(
@@ -79,18 +80,11 @@ def read(
         notes.append(f"{len(pool)} rows of no split were added to train")
         splits["train"] = splits.get("train", []) + pool
     elif pool:
-        by_class: dict[str, list[Path]] = {}
-        for picture, name in pool:
-            by_class.setdefault(name, []).append(picture)
-        kept: set[Path] = set()
-        for own in by_class.values():
-            kept |= held_out(sorted(own), val_share, lambda path: path.name, seed)
-        splits = {"train": [pair for pair in pool if pair[0] not in kept]}
-        if kept:
-            splits["val"] = [pair for pair in pool if pair[0] in kept]
+        splits = held_out_by_class(pool, val_share, lambda path: path.name, seed)
+        if "val" in splits:
             how += f", {val_share:.0%} of each class held out by seed {seed}"
     classes = sorted({name for pairs in splits.values() for _, name in pairs}, key=_numbers_by_value)
-    return {name: splits[name] for name in ("train", "val", "test") if name in splits}, tuple(classes), how
+    return {name: splits[name] for name in SPLITS if name in splits}, tuple(classes), how
 
 
 def _numbers_by_value(name: str) -> tuple[bool, int, str]:
@@ -148,7 +142,7 @@ def _paths(root: Path, rows: list[dict[str, Any]], column: str) -> tuple[str, li
 def _label_column(table: Path, columns: list[str], rows: list[dict[str, Any]]) -> str:
     """The column of the classes: that of a known name, or the only one."""
     named = [column for column in columns if column.lower().strip() in LABELS]
-    others = [column for column in columns if column.lower() not in ("split", "set", "subset", "id", "")]
+    others = [column for column in columns if column.lower() not in (*OF_SPLIT, "id", "")]
     chosen = named or others
     if len(chosen) != 1:
         raise RequestError(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..common.errors import RequestError
 from .dataset import chosen
-from .folders import SPLITS, held_out
+from .folders import SPLITS, fifth_held_out
 from .objects import Entry, Objects, Tally, gather, known_rows
 
 IGNORED = 255  # the label of a mask's pixels that belong to no class
@@ -134,10 +134,8 @@ def gathered(
     parts = {split: list(found[split]) for split in SPLITS if found.get(split)}
     pool = list(found.get(None, ()))
     if pool and not parts:
-        kept = held_out([entry.path for entry in pool], 0.2, lambda path: path.stem, seed)
-        parts = {"train": [e for e in pool if e.path not in kept], "val": [e for e in pool if e.path in kept]}
-        parts = {split: entries for split, entries in parts.items() if entries}
-        notes.append(f"no split by name: {len(kept)} of {len(pool)} pictures were held out as val, by seed {seed}")
+        held = fifth_held_out([entry.path for entry in pool], lambda path: path.stem, notes, seed)
+        parts = {split: [e for e in pool if e.path in paths] for split, paths in held.items()}
     elif pool:
         notes.append(f"{len(pool)} pictures are in no split by name, and were not read")
     splits = {}

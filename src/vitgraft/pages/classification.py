@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from markupsafe import Markup
+from torch import Tensor
 
 from ..measures.accuracy import Evaluation, wilson
 from .charts import Bar
@@ -57,12 +58,15 @@ def lowest_first(entries: Sequence[Bar]) -> Parts:
 
 
 def _confused(evaluation: Evaluation) -> list[tuple[str, str, str, str]]:
-    """The pairs of classes that are taken for each other most often."""
-    totals = evaluation.confusion.sum(dim=1).tolist()
-    mistakes = evaluation.confusion.clone().fill_diagonal_(0)
-    pairs = sorted(((-int(mistakes[i, j]), i, j) for i, j in mistakes.nonzero().tolist()))[:PAIRS]
-    names = evaluation.classes
-    return [(names[i], names[j], number(-count), percent(-count / totals[i])) for count, i, j in pairs]
+    totals, names = evaluation.confusion.sum(dim=1).tolist(), evaluation.classes
+    pairs = most_confused(evaluation.confusion)[:PAIRS]
+    return [(names[i], names[j], number(count), percent(count / totals[i])) for count, i, j in pairs]
+
+
+def most_confused(confusion: Tensor) -> list[tuple[int, int, int]]:
+    """How often each class was taken for which other one, most often first: of confusion [K, K] (count, i, j)."""
+    mistakes = confusion.clone().fill_diagonal_(0)
+    return sorted(((int(mistakes[i, j]), i, j) for i, j in mistakes.nonzero().tolist()), key=lambda p: (-p[0], *p[1:]))
 
 
 def _surest(evaluation: Evaluation) -> tuple[int, list[int], list[int], int]:

@@ -17,7 +17,7 @@ from ..measures.average_precision import NUMBERS, DetectEvaluation
 from ..measures.miou import SegmentEvaluation
 from . import drawing
 from .charts import Bar
-from .classification import PAIRS, lowest_first
+from .classification import PAIRS, lowest_first, most_confused
 from .page import SPACE, data_uri, interval_text, macro, percent
 from .palette import colour, is_background
 
@@ -56,13 +56,12 @@ def _segmentation(evaluation: SegmentEvaluation) -> Markup:
 
 
 def _confused(evaluation: SegmentEvaluation) -> list[tuple[str, str, str, str]]:
-    """The pairs of classes that are taken for each other most often, by pixels."""
-    totals = evaluation.confusion.sum(dim=1).tolist()
-    mistakes = evaluation.confusion.clone().fill_diagonal_(0)
-    pairs = sorted((-int(mistakes[i, j]), i, j) for i, j in mistakes.nonzero().tolist())
-    wrong, names = int(mistakes.sum()), evaluation.classes
+    """By pixels."""
+    totals, names = evaluation.confusion.sum(dim=1).tolist(), evaluation.classes
+    pairs = most_confused(evaluation.confusion)
+    wrong = sum(count for count, _, _ in pairs)
     return [
-        (names[i], names[j], percent(-count / totals[i]), percent(-count / wrong))
+        (names[i], names[j], percent(count / totals[i]), percent(count / wrong))
         for count, i, j in pairs[: min(PAIRS, max(6, len(totals)))]
     ]
 

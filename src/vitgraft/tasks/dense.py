@@ -6,16 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 
 from ..backbones import Backbone
 from ..common.settings import Settings
-from ..data import BadPicture, Batch, Preprocess, open_picture
+from ..data import Batch, Preprocess
 from ..data.augment import Augment
 from ..data.dense import DensePictures
-from ..data.objects import Objects
+from ..data.objects import Fault, Objects, gather, picture_size
 from ..data.recognise import read_dense
 from ..data.truth import DenseSet, DenseSplit
 from ..pages import dense as shown
@@ -44,7 +43,7 @@ class DenseTask(Task):
         return read_dense(root, self.name(), classes=known, skip_bad=skip_bad, seed=seed)
 
     def unlabelled(self, paths: Sequence[Path]) -> DenseSplit:
-        """Every picture is opened for its size, as it stands upright."""
+        """Of every picture the head is read, for its size as it stands upright."""
         return DenseSplit("given", tuple(paths), objects=tuple(_nothing(path) for path in paths))
 
     def preprocess(self, backbone: Backbone, size: tuple[int, int] | None) -> Preprocess:
@@ -115,15 +114,7 @@ def _gather(scores: Scores, fabric: Fabric) -> None:
 def _nothing(path: Path) -> Objects:
     """A picture of which nothing is known but its size; 0 for a bad one, which the loader finds bad."""
     try:
-        width, height = open_picture(path).size
-    except BadPicture:
-        width = height = 0
-    none = np.zeros(0)
-    return Objects(
-        (height, width),
-        none.astype(np.float32).reshape(0, 4),
-        none.astype(np.int64),
-        none.astype(bool),
-        none.astype(np.float32),
-        (),
-    )
+        size = picture_size(path)
+    except Fault:
+        size = (0, 0)
+    return gather(size, (), (), masks=True)

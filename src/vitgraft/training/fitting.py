@@ -90,16 +90,16 @@ def fit(
         console.line(f"pictures  {found.root}: {found.layout}")
         notes = [*found.notes, *audit.odd(found)]
         for note in notes[:MOST_NOTES]:
-            console.line(f"note      {note}")
+            console.note(note)
         if len(notes) > MOST_NOTES:
-            console.line(f"note      and {len(notes) - MOST_NOTES} more: `vitgraft check {root}` lists them")
+            console.note(f"and {len(notes) - MOST_NOTES} more: `vitgraft check {root}` lists them")
         preprocess = kind.preprocess(backbone, settings.image_size)
         if stated := NORMALISATIONS[settings.normalisation]:
             preprocess = replace(preprocess, mean=stated[0], std=stated[1])
         levels, told = audit.deep(found.split(settings.train_split).paths)
         preprocess = replace(preprocess, levels=levels)
         for note in told:
-            console.line(f"note      {note}")
+            console.note(note)
         notes += told
         model = build(
             backbone.float(),  # another run may have had it in float64
@@ -227,7 +227,7 @@ class _Fitting:
         self.counts[split] = audit.counts(shown, classes)
         for note in audit.missing(split, shown, classes, training=training):
             self.notes.append(note)
-            self.console.line(f"note      {note}")
+            self.console.note(note)
 
     def _evaluate(self, store: Any) -> Evaluation:
         assert self.eval_pictures is not None
