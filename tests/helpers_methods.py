@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers_backbones import random_images
+from helpers_backbones import REFUSED, random_images
 
 from vitgraft import methods
 from vitgraft.model import build
@@ -16,6 +16,12 @@ VARIANTS = [(name, form) for name in methods.names() for form in ({}, *methods.f
 def variant_id(variant):
     name, arguments = variant
     return " ".join([name, *(f"{key}={value}" for key, value in arguments.items())])
+
+
+def refusal(variant, family):
+    """What is said where this family of backbones refuses the method, "" where it does not."""
+    said = REFUSED.get(family, {})
+    return said.get(variant_id(variant)) or said.get(variant[0], "")
 
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)

@@ -1,12 +1,13 @@
 """Each of the five contacts, by a made-up method that uses nothing else, against timm's own model edited by hand."""
 
 import copy
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers_backbones import random_backbone, random_images
-from timm.layers import GluMlp
+from helpers_backbones import FAMILIES, random_backbone, random_images
+from timm.layers import GatedMlp, GluMlp
 from torch import nn
 
 from vitgraft.backbones.base import drop_path
@@ -20,8 +21,24 @@ class Trains(Method):
 
     def attach(self, backbone):
         super().attach(backbone)
-        names = ["patch_embed.proj.weight", "blocks.1.norm1.bias", "blocks.2.attn.qkv.weight", "norm.weight"]
-        names += ["pos_embed", "cls_token", "reg_token", "norm_pre.weight", "attn_pool.latent", "blocks.3.ls2.gamma"]
+        names = ["patch_embed.proj.weight", "norm.weight", "pos_embed", "cls_token", "reg_token", "norm_pre.weight"]
+        names += ["attn_pool.latent", "fc_norm.weight", "layers.1.downsample.reduction.weight"]
+        leaves = [
+            "norm1.bias",
+            "attn.qkv.weight",
+            "attn.v_proj.weight",
+            "attn.q_bias",
+            "mlp.fc1_g.weight",
+            "mlp.norm.bias",
+        ]
+        leaves += [
+            "ls2.gamma",
+            "gamma_2",
+            "attn.relative_position_bias_table",
+            "attn.logit_scale",
+            "attn.cpb_mlp.0.weight",
+        ]
+        names += [f"{backbone.blocks[1].path}.{leaf}" for leaf in leaves]
         self.names = [name for name in names if name in backbone.tensors()]
         for name in self.names:
             self.contacts.train_tensor(backbone, name)
@@ -42,11 +59,15 @@ class Scaling(Change):
 
 
 class Changes(Method):
+    """weight: a layer of every role; each is as it were edited in place."""
+
     def attach(self, backbone):
         super().attach(backbone)
-        self.paths = ["blocks.0.attn.qkv", "blocks.1.attn.proj", "blocks.2.mlp.fc1", "blocks.3.mlp.fc2"]
+        roles = zip(backbone.blocks, ("qkv", "proj", "fc1", "fc2"), strict=False)
+        self.paths = [path for block, role in roles for path in backbone.layers(block, role)]
         for path in self.paths:
-            self.contacts.change(backbone, path, Doubling())
+            change = Scaling() if backbone.linear(path).bias is None else Doubling()
+            self.contacts.change(backbone, path, change)
 
 
 class Beside(nn.Module):
@@ -60,17 +81,21 @@ class Beside(nn.Module):
         return self.a(inputs) + grid[1] * self.b(outputs)
 
 
+BESIDE = ((1, "attn"), (2, "mlp"))
+
+
 class Branches(Method):
     def attach(self, backbone):
         super().attach(backbone)
-        self.contacts.add_branch(backbone, "blocks.1.attn", Beside(backbone.width))
-        self.contacts.add_branch(backbone, "blocks.2.mlp", Beside(backbone.width))
+        for i, sublayer in BESIDE:
+            block = backbone.blocks[i]
+            self.contacts.add_branch(backbone, f"{block.path}.{sublayer}", Beside(block.width))
 
 
 class Tokens(Method):
     def attach(self, backbone):
         super().attach(backbone)
-        self.two = nn.Parameter(torch.randn(1, 2, backbone.width))
+        self.two = nn.Parameter(torch.randn(1, 2, backbone.blocks[1].width))
         self.contacts.add_tokens(backbone, 1, self.two)
 
 
@@ -88,9 +113,68 @@ def attached(cls, backbone):
     return method
 
 
-def timm_blocks(vit, images):
-    """timm's forward up to the first block, as timm writes it."""
-    return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+def edited_by(method, backbone, paths):
+    """A copy of timm's model in which these layers are changed."""
+    vit = copy.deepcopy(backbone.vit)
+    with torch.no_grad():
+        for path in paths:
+            layer = vit.get_submodule(path)
+            weight, bias = method.contacts.change_at[path].merged(layer.weight.clone(), layer.bias)
+            layer.weight.copy_(weight)
+            if bias is not None:
+                layer.bias.copy_(bias.clone())
+    return vit
+
+
+def features(vit, images):
+    """timm's tokens, of a map too: [B, T, D]."""
+    found = vit.forward_features(images)
+    return found.flatten(1, 2) if found.ndim == 4 else found
+
+
+class Timm:
+    """timm's forward of one picture batch, block by block, as timm writes it; tokens are [B, T, D]."""
+
+    def __init__(self, vit, images):
+        self.vit, self.rope, self.staged = vit, None, hasattr(vit, "layers")
+        x = vit.patch_embed(images)
+        if self.staged:
+            self.blocks = [(stage, block) for stage in vit.layers for block in stage.blocks]
+            self.grid = x.shape[1:3]
+            self.start = x.flatten(1, 2)
+            return
+        self.blocks = [(None, block) for block in vit.blocks]
+        self.grid = x.shape[1:3]
+        found = vit._pos_embed(x)
+        found, self.rope = found if isinstance(found, tuple) else (found, None)
+        self.start = vit.norm_pre(found)
+
+    def sublayers(self, i, x, front=0):
+        """The input of block i, and of both its sub-layers (function, norm, its place, gamma)."""
+        stage, block = self.blocks[i]
+        if stage is not None and stage.blocks[0] is block:
+            x = stage.downsample(x.unflatten(1, self.grid))
+            self.grid, x = x.shape[1:3], x.flatten(1, 2)
+        post = type(block).__name__ in ("SwinTransformerV2Block", "EvaBlockPostNorm")
+        if stage is not None:
+            grid = self.grid
+            parts = (lambda y: block._attn(y.unflatten(1, grid)).flatten(1, 2), block.mlp)
+        elif self.rope is not None:
+            block.attn.num_prefix_tokens = self.vit.num_prefix_tokens + front
+            parts = (lambda y: block.attn(y, rope=self.rope), block.mlp)
+        else:
+            parts = (block.attn, block.mlp)
+        gammas = [getattr(block, f"gamma_{n}", None) for n in (1, 2)]
+        if hasattr(block, "ls1"):
+            gammas = [getattr(ls, "gamma", None) for ls in (block.ls1, block.ls2)]
+        return x, [(parts[n], getattr(block, f"norm{n + 1}"), post, gammas[n]) for n in (0, 1)]
+
+    def block(self, i, x, front=0):
+        x, sublayers = self.sublayers(i, x, front)
+        for function, norm, post, gamma in sublayers:
+            y = norm(function(x)) if post else function(norm(x))
+            x = x + (y if gamma is None else gamma * y)
+        return x
 
 
 def test_train_uses_a_copy_of_the_tensor(backbone, images):
@@ -98,7 +182,8 @@ def test_train_uses_a_copy_of_the_tensor(backbone, images):
     method = attached(Trains, backbone)
     before = {name: t.clone() for name, t in backbone.tensors().items()}
     plain = backbone(images).tokens
-    assert torch.equal(method.read(backbone, images).tokens, plain), "the copy starts from the tensor's value"
+    # The copy starts from the tensor's value; to the last bit but where torch takes another kernel for what trains.
+    torch.testing.assert_close(method.read(backbone, images).tokens, plain, rtol=1e-12, atol=1e-12)
     edited = copy.deepcopy(backbone.vit)
     with torch.no_grad():
         for name, own in method.contacts.trained.named_parameters():
@@ -106,9 +191,9 @@ def test_train_uses_a_copy_of_the_tensor(backbone, images):
             edited.get_parameter(name).copy_(own)
     assert sorted(n for n, _ in method.contacts.trained.named_parameters()) == sorted(method.names)
     found = method.read(backbone, images)
-    torch.testing.assert_close(found.tokens, edited.forward_features(images))
+    torch.testing.assert_close(found.tokens, features(edited, images))
     pooled = method.features(backbone, images, found).pooled
-    torch.testing.assert_close(pooled, edited.forward_head(found.tokens, pre_logits=True))
+    torch.testing.assert_close(pooled, edited.forward_head(edited.forward_features(images), pre_logits=True))
     pooled.square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in method.parameters())
     assert all(torch.equal(t, before[name]) and t.grad is None for name, t in backbone.tensors().items())
@@ -116,16 +201,12 @@ def test_train_uses_a_copy_of_the_tensor(backbone, images):
 
 
 def test_weight_computes_what_its_merge_would_write(backbone, images):
+    backbone, images = backbone.double(), images.double()
     method = attached(Changes, backbone)
-    edited = copy.deepcopy(backbone.vit)
+    edited = edited_by(method, backbone, method.paths)
+    assert len(method.paths) >= 4
     with torch.no_grad():
-        for path in method.paths:
-            linear = edited.get_submodule(path)
-            weight, bias = Doubling().merged(linear.weight, linear.bias)
-            linear.weight.copy_(weight)
-            linear.bias.copy_(bias)
-    with torch.no_grad():
-        torch.testing.assert_close(method.read(backbone, images).tokens, edited.forward_features(images))
+        torch.testing.assert_close(method.read(backbone, images).tokens, features(edited, images))
 
 
 def test_weight_changes_a_tensor_that_also_trains(cls):
@@ -144,74 +225,124 @@ def test_weight_changes_a_tensor_that_also_trains(cls):
 
 
 def test_branch_adds_outside_layer_scale(backbone, images):
-    method = attached(Branches, backbone)
-    vit, grid = backbone.vit, (images.shape[2] // backbone.patch[0], images.shape[3] // backbone.patch[1])
+    backbone, images = backbone.double(), images.double()
+    method = attached(Branches, backbone).double()
     with torch.no_grad():
-        x = timm_blocks(vit, images)
-        for i, block in enumerate(vit.blocks):
-            for norm, part, scale in ((block.norm1, "attn", block.ls1), (block.norm2, "mlp", block.ls2)):
-                inputs = norm(x)
-                outputs = getattr(block, part)(inputs)
-                x = x + scale(outputs)
-                if f"blocks.{i}.{part}" in ("blocks.1.attn", "blocks.2.mlp"):
-                    beside = method.contacts.branches.get_submodule(f"blocks.{i}.{part}")
-                    x = x + beside.a(inputs) + grid[1] * beside.b(outputs)
-        torch.testing.assert_close(method.read(backbone, images).tokens, vit.norm(x))
+        timm = Timm(backbone.vit, images)
+        x = timm.start
+        for i, block in enumerate(backbone.blocks):
+            x, sublayers = timm.sublayers(i, x)
+            for part, (function, norm, post, gamma) in zip(("attn", "mlp"), sublayers, strict=True):
+                inputs = x if post else norm(x)
+                outputs = norm(function(inputs)) if post else function(inputs)
+                x = x + (outputs if gamma is None else gamma * outputs)
+                if (i, part) in BESIDE:
+                    beside = method.contacts.branches.get_submodule(f"{block.path}.{part}")
+                    x = x + beside.a(inputs) + timm.grid[1] * beside.b(outputs)
+        torch.testing.assert_close(method.read(backbone, images).tokens, backbone.vit.norm(x))
 
 
 def test_tokens_live_for_one_block(backbone, images):
-    method = attached(Tokens, backbone)
-    vit = backbone.vit
+    backbone, images = backbone.double(), images.double()
+    method = attached(Tokens, backbone).double()
     with torch.no_grad():
-        x = timm_blocks(vit, images)
-        x = vit.blocks[1](torch.cat([method.two.expand(len(x), -1, -1), vit.blocks[0](x)], dim=1))
-        extra, x = x[:, :2], x[:, 2:]
-        tokens = vit.norm(vit.blocks[3](vit.blocks[2](x)))
+        timm = Timm(backbone.vit, images)
+        x = timm.block(0, timm.start)
+        two = method.two.expand(len(x), -1, -1)
+        if timm.staged:
+            extra, x = in_every_window(timm, 1, two, x)
+        else:
+            x = timm.block(1, torch.cat([two, x], dim=1), front=2)
+            extra, x = x[:, :2], x[:, 2:]
+        for i in range(2, backbone.depth):
+            x = timm.block(i, x)
         found = method.read(backbone, images)
-    torch.testing.assert_close(found.tokens, tokens)
+    torch.testing.assert_close(found.tokens, backbone.vit.norm(x))
     assert list(found.extra) == [1]
     torch.testing.assert_close(found.extra[1], extra)
+
+
+def in_every_window(timm, i, two, x):
+    """Block i of a Swin with two tokens in front of every window, one window and one picture after the other."""
+    x, ((_, norm1, post, _), (mlp, norm2, _, _)) = timm.sublayers(i, x)
+    block = timm.blocks[i][1]
+    (h, w), (a, b) = timm.grid, block.window_size
+    assert not h % a, "no padding here"
+    assert not w % b
+    y = torch.cat([two, x], dim=1) if post else norm1(torch.cat([two, x], dim=1))
+    extra, patches = y[:, :2], y[:, 2:].unflatten(1, (h, w)).roll([-s for s in block.shift_size], (1, 2))
+    mask = block.get_attn_mask(patches)
+    made, became = torch.zeros_like(patches), []
+    for n, (top, left) in enumerate((top, left) for top in range(0, h, a) for left in range(0, w, b)):
+        inside = torch.cat([extra, patches[:, top : top + a, left : left + b].flatten(1, 2)], dim=1)
+        outside = window_attention(block.attn, inside, None if mask is None else mask[n])
+        became.append(outside[:, :2])
+        made[:, top : top + a, left : left + b] = outside[:, 2:].unflatten(1, (a, b))
+    made = made.roll(tuple(block.shift_size), (1, 2)).flatten(1, 2)
+    y = torch.cat([torch.stack(became).mean(0), made], dim=1)
+    x = torch.cat([two, x], dim=1)
+    x = x + (norm1(y) if post else y)
+    x = x + (norm2(mlp(x)) if post else mlp(norm2(x)))
+    return x[:, :2], x[:, 2:]
+
+
+def window_attention(attn, x, mask):
+    """timm's, but that the first two tokens have no position."""
+    q, k, v = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    if hasattr(attn, "logit_scale"):
+        heads = attn.num_heads
+        q, v = (t + bias.view(heads, 1, -1) for t, bias in ((q, attn.q_bias), (v, attn.v_bias)))
+        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * attn.logit_scale.clamp(max=math.log(100)).exp()
+        table = 16 * attn.cpb_mlp(attn.relative_coords_table).view(-1, heads).sigmoid()
+        bias = table[attn.relative_position_index].permute(2, 0, 1)
+    else:
+        scores, bias = q @ k.mT * attn.scale, attn._get_rel_pos_bias()[0]
+    scores[:, :, 2:, 2:] += bias if mask is None else bias + mask
+    return attn.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
 def test_tap_hands_back_the_blocks_output(backbone, images):
     method = attached(Taps, backbone)
     found = method.read(backbone, images)
     with torch.no_grad():
-        theirs = backbone.vit.forward_intermediates(
-            images, indices=[0, 2, 3], norm=False, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
-        )
+        timm = Timm(backbone.vit, images)
+        x, theirs = timm.start, []
+        for i in range(backbone.depth):
+            x = timm.block(i, x)
+            theirs.append(x)
     assert list(found.taps) == [0, 2, 3]
-    for tap, other in zip(found.taps.values(), theirs, strict=True):
-        patches, prefix = other if isinstance(other, tuple) else (other, other[:, :0])
-        torch.testing.assert_close(tap[:, backbone.prefix :], patches)
-        torch.testing.assert_close(tap[:, : backbone.prefix], prefix)
+    for i, tap in found.taps.items():
+        torch.testing.assert_close(tap, theirs[i], rtol=1e-4, atol=1e-4)
         assert not tap.requires_grad, "nothing trains inside, so it is read without autograd"
 
 
-def test_a_linear_layer_that_is_not_written_out_cannot_be_changed():
-    """SwiGLU is called as a whole: a change of its layers would be ignored in silence."""
-    backbone = random_backbone("cls", mlp_layer=GluMlp)
+def test_the_layers_of_a_gated_mlp_can_be_changed_and_those_of_an_unknown_one_cannot():
+    backbone = random_backbone("cls", mlp_layer=GluMlp).double()
+    images = random_images(backbone).double()
+    torch.testing.assert_close(backbone(images).tokens, features(backbone.vit, images))
+    method = attached(Changes, backbone)
+    edited = edited_by(method, backbone, method.paths)
+    torch.testing.assert_close(backbone(images, method.contacts).tokens, features(edited, images))
+    backbone = random_backbone("cls", mlp_layer=GatedMlp)
     images = random_images(backbone)
-    torch.testing.assert_close(backbone(images).tokens, backbone.vit.forward_features(images))
+    torch.testing.assert_close(backbone(images).tokens, features(backbone.vit, images))
     contacts = attached(Method, backbone).contacts
     contacts.change(backbone, "blocks.0.attn.qkv", Doubling())
     with pytest.raises(RequestError, match=r"there are blocks\.N\.attn\.proj, blocks\.N\.attn\.qkv, blocks\.N\.norm1"):
-        contacts.change(backbone, "blocks.0.mlp.fc1", Doubling())
+        contacts.change(backbone, "blocks.0.mlp.fc1", Doubling())  # it is called as a whole, which would not see it
 
 
 def test_norms_and_the_patch_embedding_can_be_changed_too(backbone, images):
     """As if timm's own model had been edited."""
-    contacts, vit = attached(Method, backbone).contacts, copy.deepcopy(backbone.vit)
-    for path in ("patch_embed.proj", "blocks.1.norm2", "norm"):
-        layer = vit.get_submodule(path)
-        change = Doubling() if layer.bias is not None else Scaling()
-        contacts.change(backbone, path, change)
-        with torch.no_grad():
-            weight, bias = change.merged(layer.weight.clone(), layer.bias)
-            layer.weight.copy_(weight)
-            if bias is not None:
-                layer.bias.copy_(bias.clone())
-    torch.testing.assert_close(backbone(images, contacts).tokens, vit.forward_features(images))
+    backbone, images = backbone.double(), images.double()
+    method = attached(Method, backbone)
+    others = [path for path in backbone.affine if path not in backbone.linears]
+    assert {"patch_embed.proj", f"{backbone.blocks[1].path}.norm2"} <= set(others)
+    for path in others:
+        bias = backbone.affine[path].bias
+        method.contacts.change(backbone, path, Scaling() if bias is None else Doubling())
+    edited = edited_by(method, backbone, others)
+    torch.testing.assert_close(backbone(images, method.contacts).tokens, features(edited, images))
 
 
 def test_what_comes_after_a_sublayer(cls):
@@ -232,22 +363,25 @@ def _clamped(block, x):
     return x + block.mlp(block.norm2(x))
 
 
+@pytest.mark.parametrize("family", [name for name in FAMILIES if "swin" not in name])
 def test_tokens_that_stay(backbone, images):
     """From block 1 to block 2; what they were at the end is handed back, and taps never see them."""
+    backbone, images = backbone.double(), images.double()
     contacts = attached(Method, backbone).contacts
-    tokens = nn.Parameter(torch.randn(1, 3, backbone.width))
+    tokens = nn.Parameter(torch.randn(1, 3, backbone.width).double())
     contacts.add_tokens(backbone, 1, tokens, until=2)
     for block in range(-1, 4):
         contacts.tap(backbone, block)
     found = backbone(images, contacts)
-    vit = backbone.vit
-    x = vit.blocks[0](found.taps[-1])
+    timm = Timm(backbone.vit, images)
+    torch.testing.assert_close(found.taps[-1], timm.start)
+    x = timm.block(0, timm.start)
     torch.testing.assert_close(found.taps[0], x)
     x = torch.cat([tokens.expand(len(x), -1, -1), x], 1)
-    x = vit.blocks[2](vit.blocks[1](x))
+    x = timm.block(2, timm.block(1, x, front=3), front=3)
     torch.testing.assert_close(found.extra, {2: x[:, :3]})
     torch.testing.assert_close(found.taps[2], x[:, 3:])
-    torch.testing.assert_close(found.tokens, vit.norm(vit.blocks[3](x[:, 3:])))
+    torch.testing.assert_close(found.tokens, backbone.vit.norm(timm.block(3, x[:, 3:])))
 
 
 def test_one_place_takes_one(cls):

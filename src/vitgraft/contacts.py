@@ -35,6 +35,7 @@ class Places(Protocol):
 
     name: str
     depth: int
+    blocks: tuple[Any, ...]  # each has a path
     affine: dict[str, nn.Module]
 
     def tensor(self, name: str) -> Tensor: ...
@@ -122,7 +123,7 @@ class Contacts(nn.Module):
     def change(self, backbone: Places, path: str, change: Change) -> None:
         """Puts `change` in the place of the linear layer, LayerNorm or patch embedding at `path`."""
         if path not in backbone.affine:
-            known = ", ".join(sorted({re.sub(r"^blocks\.\d+", "blocks.N", p) for p in backbone.affine}))
+            known = ", ".join(sorted({re.sub(r"\.\d+", ".N", p) for p in backbone.affine}))
             raise RequestError(
                 f"No layer {path!r} in {backbone.name} that can be changed: there are {known}; name one of these."
                 f"{near_misses(path, backbone.affine)}"
@@ -184,10 +185,11 @@ def _place(tree: Tree, places: dict, path: str, module: nn.Module) -> None:
 
 
 def _check_sublayer(backbone: Places, path: str) -> None:
-    if path not in {f"blocks.{i}.{name}" for i in range(backbone.depth) for name in SUBLAYERS}:
+    if path not in {f"{block.path}.{name}" for block in backbone.blocks for name in SUBLAYERS}:
+        first, last = backbone.blocks[0].path, backbone.blocks[-1].path
         raise RequestError(
-            f"No sub-layer {path!r} in {backbone.name}: they are blocks.0.attn, blocks.0.mlp, ... "
-            f"blocks.{backbone.depth - 1}.mlp; name one of these."
+            f"No sub-layer {path!r} in {backbone.name}: they are {first}.attn, {first}.mlp, ... {last}.mlp; name one "
+            "of these."
         )
 
 

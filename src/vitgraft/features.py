@@ -13,24 +13,31 @@ class Activations:
     """What one pass through the backbone gives.
 
     tokens  [B, P+N, D]  after the last block and the final norm; [B, P, D] where CLS alone was asked for
-    grid    (h, w)       of the N = h*w patch tokens, which stand behind the P prefix tokens
+    grids   [(h, w), ...]  of each stage: of its N = h*w patch tokens, which stand behind the P prefix tokens
     taps    block -> [B, P+N, D]  output of the block, normalised if the contact says so
     extra   block -> [B, M, D]    what became of the block's extra tokens
+    ends    [[B, N, D], ...]  what each stage ends in, normalised: of backbones of several, where maps are wanted
     """
 
     tokens: Tensor
-    grid: tuple[int, int]
+    grids: list[tuple[int, int]]
     taps: dict[int, Tensor] = field(default_factory=dict)
     extra: dict[int, Tensor] = field(default_factory=dict)
+    ends: list[Tensor] = field(default_factory=list)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Of the last stage, and so of `tokens`."""
+        return self.grids[-1]
 
     def tensors(self) -> list[Tensor]:
         """All of them, in a fixed order."""
-        return [self.tokens, *self.taps.values(), *self.extra.values()]
+        return [self.tokens, *self.taps.values(), *self.extra.values(), *self.ends]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Activations:
         """The same of every tensor changed."""
         taps, extra = ({i: change(t) for i, t in of.items()} for of in (self.taps, self.extra))
-        return Activations(change(self.tokens), self.grid, taps, extra)
+        return Activations(change(self.tokens), self.grids, taps, extra, [change(t) for t in self.ends])
 
 
 @dataclass

@@ -96,7 +96,7 @@ class Method(nn.Module):
     def attach(self, backbone: Backbone) -> None:
         """Makes the method's tensors and declares its contacts. Draws from torch's global generator."""
         self.width = backbone.width
-        self.map_channels = (backbone.width,)
+        self.map_channels = tuple(backbone.blocks[stage[-1]].width for stage in backbone.stages)
 
     def calibrate(self, backbone: Backbone, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """What the method has to learn from the training pictures before it is fitted: nothing, unless overridden.
@@ -124,10 +124,10 @@ class Method(nn.Module):
     def features(self, backbone: Backbone, images: Tensor, activations: Activations) -> Features:
         """What the head receives, from the picture and the pass through the backbone."""
         features = Features(backbone.pool(activations.tokens, self.contacts), [])
-        patches = activations.tokens[:, backbone.prefix :]
-        if patches.shape[1]:
-            h, w = activations.grid
-            features.maps.append((images.shape[-2] / h, patches.mT.unflatten(2, (h, w))))
+        ends, grids = activations.ends or [activations.tokens[:, backbone.prefix :]], activations.grids
+        for patches, (h, w) in zip(ends, grids[-len(ends) :], strict=True):
+            if patches.shape[1]:
+                features.maps.append((images.shape[-2] / h, patches.mT.unflatten(2, (h, w))))
         return features
 
 

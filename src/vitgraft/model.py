@@ -65,10 +65,11 @@ class Model(nn.Module):
         """What the backbone sees of images [B, 3, H, W].
 
         A picture of a dense task has 16 pixels for each patch, so that maps lie at strides 4, 8, 16 and 32 of it for
-        every backbone: one whose patch has p pixels sees the picture resized by p / 16.
+        every backbone: one whose patch has p pixels sees the picture resized by p / 16. A backbone of several stages
+        has these strides itself.
         """
         patch = self.backbone.patch
-        if not self.head.levels or patch == (PIXELS_PER_PATCH, PIXELS_PER_PATCH):
+        if not self.head.levels or len(self.backbone.stages) > 1 or patch == (PIXELS_PER_PATCH, PIXELS_PER_PATCH):
             return images
         size = [side // PIXELS_PER_PATCH * p for side, p in zip(images.shape[-2:], patch, strict=True)]
         return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)

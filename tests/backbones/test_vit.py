@@ -9,6 +9,7 @@ from helpers_backbones import random_backbone, random_images, random_vit, vit_ar
 
 from vitgraft import Backbone
 from vitgraft.backbones import weights
+from vitgraft.backbones.architectures import skeleton
 from vitgraft.common.errors import RequestError
 
 GRIDS = [(4, 4), (3, 5), (7, 7), (1, 2)]
@@ -140,4 +141,4 @@ def test_an_unknown_tensor_is_said(cls):
 def test_other_attention_is_refused_not_miscounted():
     """Backbone writes the attention out: another kind of it must not be taken for the plain one."""
     with pytest.raises(RequestError, match="DiffAttention"):
-        weights._skeleton("vit_dwee_patch16_reg1_gap_256")
+        skeleton("vit_dwee_patch16_reg1_gap_256")

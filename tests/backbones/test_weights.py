@@ -353,10 +353,10 @@ def package(monkeypatch, tmp_path):
         def locate_file(self, _):
             return path
 
-    skeleton = weights._skeleton
+    skeleton = weights.skeleton
     monkeypatch.setattr(packages, "table", lambda: [row])
     monkeypatch.setattr(importlib.metadata, "distribution", lambda _: Distribution())
-    monkeypatch.setattr(weights, "_skeleton", lambda name, args=None, known=None: skeleton(name, sizes, known))
+    monkeypatch.setattr(weights, "skeleton", lambda name, args=None, known=None: skeleton(name, sizes, known))
     return path, meant
 
 

@@ -20,7 +20,7 @@ DIGESTS = [f"{i:032x}" for i in range(6)]
 def activations(indices, shift=0.0):
     """Each picture's own, with numbers that bf16 holds."""
     base = torch.tensor(indices, dtype=torch.float32)[:, None, None] + shift
-    return Activations(base.expand(-1, 3, 4), (1, 2), {0: base.expand(-1, 3, 4) + 8, 1: base.expand(-1, 3, 4) + 16})
+    return Activations(base.expand(-1, 3, 4), [(1, 2)], {0: base.expand(-1, 3, 4) + 8, 1: base.expand(-1, 3, 4) + 16})
 
 
 class Computing:

@@ -84,7 +84,7 @@ def test_a_step_of_a_model_is_the_same_to_the_bit_and_keeps_less(method, monkeyp
     outcomes = []
     for remakes in (True, False):
         if not remakes:
-            monkeypatch.setattr("vitgraft.backbones.vit.recomputed", lambda function, x: function(x))
+            monkeypatch.setattr("vitgraft.backbones.transformer.recomputed", lambda function, x: function(x))
             monkeypatch.setattr("vitgraft.methods.hst.recomputed", lambda function, x: function(x))
         torch.manual_seed(0)
         model = build(backbone, method, classes=3).train()
@@ -139,7 +139,7 @@ def test_checkpointing_keeps_a_fraction():
 
 
 def test_nothing_is_checkpointed_where_no_gradient_passes(monkeypatch):
-    monkeypatch.setattr("vitgraft.backbones.vit.checkpointed", None)
+    monkeypatch.setattr("vitgraft.backbones.transformer.checkpointed", None)
     backbone = random_backbone()
     for method, mode in (("convpass", False), ("linear", True)):
         model = build(backbone, method, classes=3).train(mode)

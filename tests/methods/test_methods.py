@@ -13,7 +13,17 @@ import sys
 import pytest
 import torch
 from helpers_backbones import FAMILIES, GRIDS, random_backbone, random_images, vit_arguments
-from helpers_methods import CLASSES, VARIANTS, every_variant, header_of, model_of, shaken, steps, variant_id
+from helpers_methods import (
+    CLASSES,
+    VARIANTS,
+    every_variant,
+    header_of,
+    model_of,
+    refusal,
+    shaken,
+    steps,
+    variant_id,
+)
 from safetensors import safe_open
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -206,6 +216,16 @@ save_file(answers, f"{folder}/answers")
 """
 
 
+@every_variant
+@pytest.mark.parametrize("where", FAMILIES)
+def test_it_attaches_or_says_why_not(variant, where):
+    if reason := refusal(variant, where):
+        with pytest.raises(methods.RequestError, match=reason):
+            model_of(variant, random_backbone(where))
+    else:
+        assert model_of(variant, random_backbone(where)).method.ready
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """Adapters of every variant on every backbone, exact and compact, and what a fresh process makes of them."""
@@ -217,7 +237,7 @@ def saved(tmp_path_factory):
         weights.save(
             backbone.vit,
             folder / f"{family}.safetensors",
-            architecture="vit_tiny_patch16_224",
+            architecture=FAMILIES[family][0],
             source="random",
             model_args=vit_arguments(family),
         )
@@ -225,6 +245,8 @@ def saved(tmp_path_factory):
         adapter.write_bytes(folder / f"{family}.images", adapter.save({"images": images}))
         what[family] = []
         for variant in VARIANTS:
+            if refusal(variant, family):
+                continue
             model = shaken(model_of(variant, backbone))
             model.method.consolidate()
             for kind in ("exact", "compact"):

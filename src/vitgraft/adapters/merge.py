@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..backbones import weights
@@ -34,7 +33,7 @@ CHECKED = 4  # random pictures
 class Merged(NamedTuple):
     """A timm model that answers as backbone, method and head do together."""
 
-    vit: VisionTransformer  # [B, 3, H, W] normalised -> logits [B, K]; shares the memory of what did not change
+    vit: nn.Module  # [B, 3, H, W] normalised -> logits [B, K]; shares the memory of what did not change
     changed: tuple[str, ...]  # timm's names of the tensors that are not the backbone's; the head's are not among them
     difference: float  # the largest difference of a logit, merged from unmerged
     relative: float  # the norm of the differences, as a share of the norm of the unmerged logits
@@ -173,7 +172,7 @@ def _exact(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.to("cpu", torch.float64)
 
 
-def _plain(model: Model, changed: dict[str, Tensor]) -> VisionTransformer:
+def _plain(model: Model, changed: dict[str, Tensor]) -> nn.Module:
     """A timm model of these tensors, of the backbone's own where there are none, and of the head."""
     backbone = model.backbone
     # Parameters of its own in the memory of the backbone's: what moves or casts the one leaves the other as it is.
@@ -183,13 +182,12 @@ def _plain(model: Model, changed: dict[str, Tensor]) -> VisionTransformer:
     }
     vit: Any = copy.deepcopy(backbone.vit, parameters)
     head: Any = copy.deepcopy(model.head.fc)
-    vit.head = head.to(next(vit.parameters())).requires_grad_(False)
-    vit.num_classes, vit.global_pool = head.out_features, backbone.pooling
+    backbone.put_head(vit, head.to(next(vit.parameters())).requires_grad_(False))
     return vit
 
 
 @torch.no_grad()
-def _compare(model: Model, vit: VisionTransformer, images: Tensor) -> tuple[float, float]:
+def _compare(model: Model, vit: nn.Module, images: Tensor) -> tuple[float, float]:
     """The largest difference of a logit, and the norm of all as a share of that of the unmerged logits."""
     training = model.training
     images = images.to(next(vit.parameters()))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +15,45 @@ from ..data.preprocess import Preprocess
 from ..features import Activations
 from .weights import Loaded, load
 
+ROLES = ("q", "k", "v", "qkv", "proj", "fc1", "fc2")
+
+
+class Part(NamedTuple):
+    """The rows [start, stop) of a linear layer."""
+
+    layer: str  # its path
+    start: int
+    stop: int
+
+
+class Block(NamedTuple):
+    """One block as methods see it, wherever its modules lie.
+
+    path: `blocks.3`, or `layers.2.blocks.1`; its sub-layers are PATH.attn and PATH.mlp. parts: what computes each of
+    the ROLES, one part or several (q, k and v apart; the two halves of a SwiGLU); a role that no linear layer of its
+    own plays is left out.
+    """
+
+    path: str
+    width: int  # D
+    heads: int  # of its attention
+    parts: Mapping[str, tuple[Part, ...]]
+
 
 class Backbone(nn.Module):
     """A pre-trained Vision Transformer, frozen: always in evaluation mode, never a gradient for its own tensors.
 
     A subclass is one family of timm's, in a file of its own: it sets what is declared here, and gives `takes`,
     `forward` and `pool`. B images, H W pixels, (h, w) patch grid, N = h*w, P prefix tokens (CLS, registers), D width,
-    L blocks.
+    L blocks. Where a map is halved between stages, its blocks have grids and widths of their own: (h, w) and D are then
+    those of the last.
     """
 
     width: int  # D
     depth: int  # L
+    blocks: tuple[Block, ...]
+    stages: tuple[range, ...]  # the blocks of each: one, but where the map is halved between them
     prefix: int  # P
-    heads: int  # of its attention
     has_cls: bool
     has_layerscale: bool
     pooling: str  # how the weights were trained to be pooled: "token" is the CLS token alone
@@ -57,7 +83,7 @@ class Backbone(nn.Module):
     @staticmethod
     def of(loaded: Loaded) -> Backbone:
         """The backbone of the family to which loaded weights belong."""
-        return next(family for family in Backbone.__subclasses__() if family.takes(loaded.vit))(loaded)
+        return next(family for family in _families(Backbone) if family.takes(loaded.vit))(loaded)
 
     @classmethod
     def takes(cls, vit: nn.Module) -> bool:
@@ -92,12 +118,25 @@ class Backbone(nn.Module):
     def linear(self, path: str) -> nn.Linear:
         """The linear layer at `path` that a method may change; RequestError if there is none."""
         if path not in self.linears:
+            known = ", ".join(sorted({".".join(p.split(".")[-2:]) for p in self.linears})) or "none"
             raise RequestError(
-                f"No linear layer {path!r} in {self.name} that can be changed: its blocks have "
-                f"{', '.join(sorted({p.split('.', 2)[2] for p in self.linears})) or 'none'}; name one of these."
-                f"{near_misses(path, self.linears)}"
+                f"No linear layer {path!r} in {self.name} that can be changed: its blocks have {known}; name one of "
+                f"these.{near_misses(path, self.linears)}"
             )
         return self.linears[path]
+
+    def parts(self, block: Block, role: str) -> tuple[Part, ...]:
+        """What computes this one of the ROLES in a block; RequestError where no linear layer of its own does."""
+        if role not in block.parts:
+            raise RequestError(
+                f"No linear layer is {role} in {block.path} of {self.name}: there are {', '.join(block.parts)}; choose "
+                "among these."
+            )
+        return block.parts[role]
+
+    def layers(self, block: Block, *roles: str) -> list[str]:
+        """The paths of the linear layers that play these roles in a block, each once."""
+        return list(dict.fromkeys(part.layer for role in roles for part in self.parts(block, role)))
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the backbone by timm's name."""
@@ -115,7 +154,12 @@ class Backbone(nn.Module):
 
     @property
     def timm_arguments(self) -> dict[str, Any]:
-        """What `timm.create_model` needs besides `architecture` and `num_classes` to make a model for these tensors."""
+        """What `timm.create_model` needs besides `architecture` and `num_classes` to make a model for these tensors: it
+        takes pictures of any size that the patch divides, and pools as `pool` does."""
+        raise NotImplementedError
+
+    def put_head(self, vit: nn.Module, head: nn.Linear) -> None:
+        """Gives a copy of the timm model, whose tensors are these, a classifier of its own."""
         raise NotImplementedError
 
     @property
@@ -166,6 +210,14 @@ class Backbone(nn.Module):
             f"The tensors of {self.name} have another method merged into them: call vitgraft.unmerge with its "
             "model first, or load the weights once more."
         )
+
+
+def _families(cls: type[Backbone]) -> Iterator[type[Backbone]]:
+    """Its subclasses that say what they take."""
+    for sub in cls.__subclasses__():
+        if "takes" in vars(sub):
+            yield sub
+        yield from _families(sub)
 
 
 def drop_path(x: Tensor, rate: float) -> Tensor:

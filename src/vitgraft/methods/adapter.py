@@ -39,9 +39,9 @@ class Adapter(Method):
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
-        for i in range(backbone.depth):
+        for block in backbone.blocks:
             for sublayer in SUBLAYERS[self.form]:
-                self.contacts.add_branch(backbone, f"blocks.{i}.{sublayer}", OnOutputs(backbone.width, self.bottleneck))
+                self.contacts.add_branch(backbone, f"{block.path}.{sublayer}", OnOutputs(block.width, self.bottleneck))
 
 
 class OnOutputs(Bottleneck):

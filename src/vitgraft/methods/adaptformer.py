@@ -35,9 +35,9 @@ class AdaptFormer(Method):
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
-        for i in range(backbone.depth):
-            branch = OnInputs(backbone.width, self.bottleneck, scale=self.scale, dropout=self.dropout)
-            self.contacts.add_branch(backbone, f"blocks.{i}.mlp", branch)
+        for block in backbone.blocks:
+            branch = OnInputs(block.width, self.bottleneck, scale=self.scale, dropout=self.dropout)
+            self.contacts.add_branch(backbone, f"{block.path}.mlp", branch)
 
 
 class OnInputs(Bottleneck):

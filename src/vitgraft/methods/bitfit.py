@@ -18,5 +18,5 @@ class BitFit(Method):
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         for name in backbone.tensors():
-            if name.rpartition(".")[2] == "bias":
+            if name.endswith("bias"):  # q_bias and v_bias too
                 self.contacts.train_tensor(backbone, name)

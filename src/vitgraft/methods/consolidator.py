@@ -23,19 +23,20 @@ from ..common.errors import RequestError
 from ..kernels.linear import Change, Effective, cast_once, frozen_linear
 from ..method import Method, check_share
 
-LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+LAYERS = ("qkv", "proj", "fc1", "fc2")
 AT_ONCE = 32  # inputs; of more, the product of several groups spends itself on what is not kept
 
 
 class Consolidator(Method):
     """Grouped connections beside qkv, proj, fc1 and fc2.
 
-    groups: the group number g of each branch; half the width unless given (384 at width 768, released code). reorder:
-    the channels are shuffled before they are grouped (off in the released training). split_qkv: q, k and v are grouped
-    each for itself and see every channel, instead of the fused layer, whose thirds see a third each (released code).
-    branch_drop: the rate at which a branch is dropped per picture (released: 0, 0.2, 0.5 or 0.8 per task). originals:
-    which of the backbone's own tensors train too: "bias" those of the four layers, which the published size counts;
-    "norm" every LayerNorm, which the released code trains as well and the published size leaves out.
+    groups: the group number g of each branch; half the width unless given (384 at width 768, released code), or the
+    largest number below where that does not divide a layer (the MLP of EVA-02). reorder: the channels are shuffled
+    before they are grouped (off in the released training). split_qkv: q, k and v are grouped each for itself and see
+    every channel, instead of the fused layer, whose thirds see a third each (released code). branch_drop: the rate at
+    which a branch is dropped per picture (released: 0, 0.2, 0.5 or 0.8 per task). originals: which of the backbone's
+    own tensors train too: "bias" those of the four layers, which the published size counts; "norm" every LayerNorm,
+    which the released code trains as well and the published size leaves out.
 
     Parameters for L blocks of width D with one branch: stored 12 L D^2 / g + 9 L D, 304,128 on ViT-B/16 (twice the
     second term while it trains: 387,072); training the norms adds 4 L D + 2 D, 38,400.
@@ -74,15 +75,16 @@ class Consolidator(Method):
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
-        groups = self.groups or (max(backbone.width // 2, 1),)
-        _check_groups(backbone, groups, self.split_qkv)
-        for i in range(backbone.depth):
-            for layer in LAYERS:
-                path = f"blocks.{i}.{layer}"
+        for block in backbone.blocks:
+            paths = backbone.layers(block, *LAYERS)
+            if self.groups:
+                _check_groups(backbone, paths, self.groups)
+            for path in paths:
                 linear = backbone.linear(path)
+                groups = self.groups or (_half(block.width, linear),)
                 if "bias" in self.originals and linear.bias is not None:
                     self.contacts.train_tensor(backbone, f"{path}.bias")
-                parts = 3 if self.split_qkv and layer == "attn.qkv" else 1
+                parts = 3 if self.split_qkv and path.endswith(".qkv") else 1
                 reach = [
                     columns(linear.in_features, linear.out_features, g, reorder=self.reorder, parts=parts)
                     for g in groups
@@ -137,8 +139,14 @@ def columns(ins: int, outs: int, g: int, *, reorder: bool, parts: int = 1) -> np
     return np.tile(place, (parts, 1))
 
 
-def _check_groups(backbone: Backbone, groups: Sequence[int], split_qkv: bool) -> None:
-    linears = [backbone.linear(f"blocks.0.{layer}") for layer in LAYERS]
+def _half(width: int, linear: nn.Linear) -> int:
+    """Half the width, or the largest number below that divides the layer where that does not."""
+    common = math.gcd(linear.in_features, linear.out_features)
+    return max(g for g in range(1, max(width // 2, 1) + 1) if not common % g)
+
+
+def _check_groups(backbone: Backbone, paths: Sequence[str], groups: Sequence[int]) -> None:
+    linears = [backbone.linear(path) for path in paths]
     common = math.gcd(*(n for linear in linears for n in (linear.in_features, linear.out_features)))
     for g in groups:
         if g < 1 or common % g:

@@ -58,10 +58,10 @@ class Convpass(Method):
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         scale = self.scale or (0.1 if backbone.has_layerscale else 1.0)
-        for i in range(backbone.depth):
+        for block in backbone.blocks:
             for sublayer in self.sublayers:
-                bypass = Bypass(backbone.width, self.bottleneck, backbone.prefix, scale, self.conv_init, self.dropout)
-                self.contacts.add_branch(backbone, f"blocks.{i}.{sublayer}", bypass)
+                bypass = Bypass(block.width, self.bottleneck, backbone.prefix, scale, self.conv_init, self.dropout)
+                self.contacts.add_branch(backbone, f"{block.path}.{sublayer}", bypass)
 
 
 class Bypass(nn.Module):

@@ -48,17 +48,18 @@ class FacT(Method):
         super().attach(backbone)
         L, D, R = backbone.depth, backbone.width, self.rank
         self.factors = Factors(12 * L, D, R, self.form)
-        for i in range(L):
-            first = 12 * i
-            for layer, n in PER_BLOCK.items():
-                path = f"blocks.{i}.{layer}"
+        first = 0
+        for block in backbone.blocks:
+            for path in backbone.layers(block, "qkv", "proj", "fc1", "fc2"):
                 linear = backbone.linear(path)
-                if max(linear.in_features, linear.out_features) != n * D:
+                ins, outs = linear.in_features, linear.out_features
+                n = ins * outs // D**2
+                if (ins, outs) not in ((D, n * D), (n * D, D)):
                     raise RequestError(
-                        f"FacT cuts fc1 and fc2 into 4 squares of the width {D}, but {path} of {backbone.name} is "
-                        f"{linear.in_features} x {linear.out_features}: take a backbone with MLP ratio 4."
+                        f"FacT cuts every layer into squares of the width {D}, which all of them share, but {path} of "
+                        f"{backbone.name} is {ins} x {outs}: take a backbone of one width with MLP ratio 4."
                     )
-                change = Slices(self.factors, first, n, inwards=layer == "mlp.fc2", scale=self.scale, drop=self.dropout)
+                change = Slices(self.factors, first, n, inwards=ins > outs, scale=self.scale, drop=self.dropout)
                 self.contacts.change(backbone, path, change)
                 first += n
 

@@ -29,6 +29,7 @@ from ..kernels.recompute import checkpointed, recomputed
 from ..method import Method
 
 STAGES = 4
+READ = 3  # blocks of a stage that the backbone has itself
 
 
 class HST(Method):
@@ -101,39 +102,39 @@ class HST(Method):
         return {"lr": 2e-3 if self.detached else 5e-3}
 
     def attach(self, backbone: Backbone) -> None:
-        L, D = backbone.depth, backbone.width
-        if L % STAGES:
-            raise RequestError(
-                f"HST splits the blocks into {STAGES} equal stages, but {backbone.name} has {L}: "
-                f"take a backbone whose depth is a multiple of {STAGES}."
-            )
+        self.reads = _stages(backbone)
         normalised = self.detached or backbone.has_layerscale if self.taps == "auto" else self.taps == "normalised"
-        for i in range(L):
+        read = [i for blocks in self.reads for i in blocks]
+        for i in read:
             self.contacts.tap(backbone, i, normalised=normalised)
         if not self.detached:
-            self.meta = nn.ParameterList(nn.Parameter(torch.empty(1, self.meta_tokens, D)) for _ in range(L))
-            for i, token in enumerate(self.meta):
+            self.meta = nn.ParameterList()
+            for i in read:
+                token = nn.Parameter(torch.empty(1, self.meta_tokens, backbone.blocks[i].width))
                 nn.init.xavier_uniform_(token)
+                self.meta.append(token)
                 self.contacts.add_tokens(backbone, i, token)
-                for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"):
-                    self.contacts.train_tensor(backbone, f"blocks.{i}.{name}")
+            for path, norm in backbone.affine.items():
+                if path.endswith((".norm1", ".norm2")):
+                    for name in dict(norm.named_parameters()):
+                        self.contacts.train_tensor(backbone, f"{path}.{name}")
         ins = (3, *self.widths)
         self.stages = nn.ModuleList(
-            Stage(ins[s], self.widths[s], D, L // STAGES, self.heads[s], self.mlp_ratio, first=s == 0)
-            for s in range(STAGES)
+            Stage(ins[s], self.widths[s], D, len(blocks), self.heads[s], self.mlp_ratio, first=s == 0)
+            for s, blocks in enumerate(self.reads)
+            for D in [backbone.blocks[blocks[0]].width]
         )
         self.pooled_norm = BatchNorm(self.widths[-1], eps=1e-6, affine=False)
         self.width = self.widths[-1]
         self.map_channels = self.widths
 
     def features(self, backbone: Backbone, images: Tensor, activations: Activations) -> Features:
-        depth = backbone.depth // STAGES
         checkpoints = self.contacts.gradient_checkpointing and self.training and torch.is_grad_enabled()
         stages: list[Any] = list(self.stages)
         # Channels last, as tokens lie: the stem's convolutions are faster so, and no map is laid out anew.
         maps, x = [], images.contiguous(memory_format=torch.channels_last)
         for s, stage in enumerate(stages):
-            blocks = range(s * depth, (s + 1) * depth)
+            blocks = self.reads[s]
             tokens = [stage.bridge(activations.taps[i]) for i in blocks]
             patches = [t[:, backbone.prefix :] for t in tokens]
             if not self.detached:
@@ -144,10 +145,24 @@ class HST(Method):
             else:
                 meta = [t.mean(1, keepdim=True) for t in tokens]
             rates = [self.contacts.drop_path * i / max(backbone.depth - 1, 1) if self.training else 0.0 for i in blocks]
-            given = (x, activations.grid, rates, *meta, *patches)
+            given = (x, activations.grids[min(s, len(activations.grids) - 1)], rates, *meta, *patches)
             x = checkpointed(stage, *given) if checkpoints else stage(*given)
             maps.append((images.shape[-2] / x.shape[-2], x))
         return Features(self.pooled_norm(x.mean((2, 3))), maps)
+
+
+def _stages(backbone: Backbone) -> list[range]:
+    """The blocks that each stage reads: a quarter of all, as published; or, ours, of a backbone that has four stages of
+    its own the last three of each, which are near to what the next one receives."""
+    L = backbone.depth
+    if len(backbone.stages) == STAGES:
+        return [stage[-READ:] for stage in backbone.stages]
+    if L % STAGES or len(backbone.stages) > 1:
+        raise RequestError(
+            f"HST splits the blocks into {STAGES} equal stages, but {backbone.name} has {L}: "
+            f"take a backbone whose depth is a multiple of {STAGES}."
+        )
+    return [range(s * L // STAGES, (s + 1) * L // STAGES) for s in range(STAGES)]
 
 
 class Stage(nn.Module):

@@ -12,18 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbones import Backbone
+from ..backbones.base import ROLES, Backbone
 from ..kernels.bottleneck import widen
 from ..kernels.linear import Effective, compute_dtype, frozen_linear
 from ..method import Method, check_positive, check_share, check_some
-
-THIRDS = ("q", "k", "v")  # of the fused qkv
 
 
 class LoRA(Method):
     """Low-rank adaptation.
 
-    targets: which linear layers: q, k, v (a pair of their own inside the fused layer), qkv (one pair for all of it),
+    targets: which linear layers: q, k, v (a pair of their own inside a fused layer), qkv (one pair for all of it),
     proj, fc1, fc2; q and v are the paper's. rank: R (8 in NOAH's VTAB-1k runs). alpha: the update is scaled by alpha /
     R. dropout: before A.
 
@@ -34,7 +32,7 @@ class LoRA(Method):
     title = "LoRA, low-rank adaptation"
     paper = "Hu et al. 2022, arXiv 2106.09685"
     published = "VTAB-1k 74.5 (mean of groups, ViT-B/16 IN-21k; NOAH, Zhang et al. 2022)"
-    choices = {"targets": (*THIRDS, "qkv", "proj", "fc1", "fc2")}
+    choices = {"targets": ROLES}
     variants = ({"targets": ("qkv", "proj", "fc1", "fc2")}, {"targets": ("q", "k", "v"), "rank": 3, "alpha": 6.0})
 
     def __init__(
@@ -48,20 +46,15 @@ class LoRA(Method):
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
-        D = backbone.width
-        pieces: dict[str, list[tuple[int, int]]] = {}  # layer -> the rows of each of its updates
-        for target in self.targets:
-            if target in THIRDS:
-                start = THIRDS.index(target) * D
-                pieces.setdefault("attn.qkv", []).append((start, start + D))
-            else:
-                pieces.setdefault(f"mlp.{target}" if target.startswith("fc") else f"attn.{target}", []).append((0, -1))
-        for i in range(backbone.depth):
-            for layer, rows in pieces.items():
-                linear = backbone.linear(f"blocks.{i}.{layer}")
-                whole = [(start, linear.out_features if end < 0 else end) for start, end in rows]
-                change = LowRank(linear.in_features, linear.out_features, whole, self.rank, self.alpha, self.dropout)
-                self.contacts.change(backbone, f"blocks.{i}.{layer}", change)
+        for block in backbone.blocks:
+            rows: dict[str, list[tuple[int, int]]] = {}  # layer -> those of each of its updates
+            for target in self.targets:
+                for layer, start, stop in backbone.parts(block, target):
+                    rows.setdefault(layer, []).append((start, stop))
+            for layer, own in rows.items():
+                linear = backbone.linear(layer)
+                change = LowRank(linear.in_features, linear.out_features, own, self.rank, self.alpha, self.dropout)
+                self.contacts.change(backbone, layer, change)
 
 
 class LowRank(Effective):

@@ -48,6 +48,11 @@ class LST(Method):
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         L, D = backbone.depth, backbone.width
+        if len(backbone.stages) > 1:
+            raise RequestError(
+                f"The side network of LST has one width and one map, but {backbone.name} has {len(backbone.stages)} of "
+                "both: take a plain backbone, or HST, whose stages are those of the backbone."
+            )
         if D % self.reduction:
             possible = ", ".join(str(n) for n in range(1, D + 1) if not D % n)
             raise RequestError(
@@ -55,7 +60,7 @@ class LST(Method):
                 "choose one of these."
             )
         d = D // self.reduction
-        heads = math.gcd(d, backbone.heads)
+        heads = math.gcd(d, backbone.blocks[0].heads)
         for i in range(-1, L):
             self.contacts.tap(backbone, i)
         self.down = nn.ModuleList(nn.Linear(D, d) for _ in range(L + 1))
@@ -72,4 +77,4 @@ class LST(Method):
             gate = torch.sigmoid(alpha / TEMPERATURE)
             s = block(gate * down(taps[i]) + (1 - gate) * s)
         tokens = self.up(self.norm(s))
-        return super().features(backbone, images, Activations(tokens, activations.grid))
+        return super().features(backbone, images, Activations(tokens, activations.grids))

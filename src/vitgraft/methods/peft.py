@@ -27,7 +27,7 @@ from ..kernels.linear import Change
 from ..method import Method
 
 # peft takes a text as a pattern of the whole path; the name "proj" would be the patch embedding's too.
-BLOCKS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
+BLOCKS = r"(layers\.\d+\.)?blocks\.\d+\.(attn\.(qkv|([qkv]_)?proj)|mlp\.fc\w+)"
 DEFAULT = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": BLOCKS}
 # What peft's file says about the model that it was saved from: here the model is ours, and it trains.
 OURS = {"task_type": None, "inference_mode": False, "base_model_name_or_path": None, "revision": None}
@@ -47,7 +47,7 @@ class Peft(Method):
     """Any method of the package peft that changes the backbone's layers.
 
     peft_config: a JSON file as peft writes it (adapter_config.json, or the folder that holds it), or its content as a
-    dict; without it LoRA of rank 8 and alpha 8 on qkv, proj, fc1 and fc2 of every block. The content is kept, so an
+    dict; without it LoRA of rank 8 and alpha 8 on every linear layer of the blocks. The content is kept, so an
     adapter does not need the file. Needs the package: pip install 'vitgraft[peft]'.
 
     Parameters: as many as peft makes of the configuration; of the default, for L blocks of width D, rank 8 times

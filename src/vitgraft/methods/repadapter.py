@@ -19,6 +19,7 @@ class RepAdapter(Method):
     """Linear adapters at the entrance of attention and MLP (section 3.2).
 
     bottleneck: R. groups: of the layer R -> D (paper: 2). scale: s. dropout: between the two layers (released code).
+    Where q, k and v, or the halves of a SwiGLU, are layers apart, each has an adapter of its own.
 
     Parameters for L blocks of width D, G groups: 2 L (D R + R + D R / G + D), 239,808 on ViT-B/16 (221,184 of them
     weights, the published 0.22 M).
@@ -37,16 +38,16 @@ class RepAdapter(Method):
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
-        R, D, G = self.bottleneck, backbone.width, self.groups
-        if R % G or D % G:
-            possible = ", ".join(str(n) for n in range(1, R + 1) if not R % n and not D % n)
-            raise RequestError(
-                f"{G} groups do not divide a bottleneck of {R} and the width {D} of {backbone.name}: possible are "
-                f"{possible}; choose one of these."
-            )
-        for i in range(backbone.depth):
-            for path in (f"blocks.{i}.attn.qkv", f"blocks.{i}.mlp.fc1"):
-                self.contacts.change(backbone, path, OnEntrance(D, R, G, self.scale, self.dropout))
+        R, G = self.bottleneck, self.groups
+        for block in backbone.blocks:
+            if R % G or block.width % G:
+                possible = ", ".join(str(n) for n in range(1, R + 1) if not R % n and not block.width % n)
+                raise RequestError(
+                    f"{G} groups do not divide a bottleneck of {R} and the width {block.width} of {backbone.name}: "
+                    f"possible are {possible}; choose one of these."
+                )
+            for path in backbone.layers(block, "qkv", "fc1"):
+                self.contacts.change(backbone, path, OnEntrance(block.width, R, G, self.scale, self.dropout))
 
 
 class OnEntrance(Change):

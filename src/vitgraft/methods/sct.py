@@ -22,6 +22,8 @@ from ..contacts import Contacts
 from ..kernels.linear import Change, frozen_linear
 from ..method import Method, check_positive
 
+TUNED = {"mlp": {"all": "fc2"}, "qkv": {"q": "q", "v": "v"}}  # mode -> of each part the role of its linear layer
+
 
 class SCT(Method):
     """Salient channel tuning.
@@ -55,32 +57,37 @@ class SCT(Method):
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
-        D = backbone.width
-        K = self.channels or max(D // 8, 1)
-        if K > D:
-            raise RequestError(
-                f"SCT was asked for {K} salient channels, but {backbone.name} has {D} in all: give at most {D}; "
-                f"the paper takes {max(D // 8, 1)}."
-            )
-        parts = {"q": 0, "v": 2 * D} if self.mode == "qkv" else {"all": 0}
         # Per block its modules by the part that they tune; the contacts own them.
         self.salient: tuple[dict[str, Salient], ...] = ()
-        for i in range(backbone.depth):
-            made = {part: Salient(K, start, self.scale, self.scale_x) for part, start in parts.items()}
-            self.salient += (made,)
+        for block in backbone.blocks:
+            D = block.width
+            K = self.channels or max(D // 8, 1)
+            if K > D:
+                raise RequestError(
+                    f"SCT was asked for {K} salient channels, but {backbone.name} has {D} in all: give at most {D}; "
+                    f"the paper takes {max(D // 8, 1)}."
+                )
             if self.mode == "attn":
-                self.contacts.add_after(backbone, f"blocks.{i}.attn", made["all"])
+                made = {"all": Salient(K, D, 0, self.scale, self.scale_x)}
+                self.contacts.add_after(backbone, f"{block.path}.attn", made["all"])
             else:
-                path = "mlp.fc2" if self.mode == "mlp" else "attn.qkv"
-                self.contacts.change(backbone, f"blocks.{i}.{path}", SalientOutputs(made))
+                made = {}
+                of_layer: dict[str, dict[str, Salient]] = {}
+                for name, role in TUNED[self.mode].items():
+                    (part,) = backbone.parts(block, role)
+                    made[name] = Salient(K, part.stop - part.start, part.start, self.scale, self.scale_x)
+                    of_layer.setdefault(part.layer, {})[name] = made[name]
+                for layer, own in of_layer.items():
+                    self.contacts.change(backbone, layer, SalientOutputs(own))
+            self.salient += (made,)
         self.ready = False
         self.register_load_state_dict_post_hook(_be_ready)
 
     def choose(self, scores: list[Tensor]) -> None:
-        """Keeps the K highest of every block's scores ([D], or [3 D] for q | k | v); among equals the first."""
+        """Keeps the K highest of every block's scores ([D], or those of each tuned part one after the other); among
+        equals the first."""
         for score, parts in zip(scores, self.salient, strict=True):
-            for salient in parts.values():
-                part = score[salient.start : salient.start + self.width]
+            for salient, part in zip(parts.values(), score.chunk(len(parts)), strict=True):
                 highest = part.sort(descending=True, stable=True).indices[: len(salient.indices)]
                 salient.indices.copy_(highest.sort().values)
         self.ready = True
@@ -91,28 +98,39 @@ class SCT(Method):
 
 
 def class_aware_scores(backbone: Backbone, mode: str, batches: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """Per block the class-aware importance of every channel, float64 [D] ([3 D] for "qkv").
+    """Per block the class-aware importance of every channel, float64 [D] ([2 D] for "qkv": of q, then of v).
 
     Squares are summed per class and channel as the batches come; activations are never kept. As released, "attn" and
     "mlp" are scored on the residual stream after the attention and the MLP, although "mlp" tunes the MLP's output.
     """
     contacts = Contacts()
-    watches = [WatchOutputs() if mode == "qkv" else Watch() for _ in range(backbone.depth)]
-    for i, watch in enumerate(watches):
-        if isinstance(watch, Change):
-            contacts.change(backbone, f"blocks.{i}.attn.qkv", watch)
+    watches: list[list[Watch | WatchOutputs]] = []
+    for block in backbone.blocks:
+        if mode == "qkv":
+            parts = [part for role in TUNED[mode].values() for part in backbone.parts(block, role)]
+            outputs = {layer: WatchOutputs() for layer in dict.fromkeys(part.layer for part in parts)}
+            for layer, watch in outputs.items():
+                watch.rows = [slice(part.start, part.stop) for part in parts if part.layer == layer]
+                contacts.change(backbone, layer, watch)
+            watches.append(list(outputs.values()))
         else:
-            contacts.add_after(backbone, f"blocks.{i}.{mode}", watch)
-    sums: dict[int, Tensor] = {}  # label -> [L, D], squares summed over its pictures and patch tokens
+            stream = Watch()
+            contacts.add_after(backbone, f"{block.path}.{mode}", stream)
+            watches.append([stream])
+    sums: dict[int, list[Tensor]] = {}  # label -> per block [D], squares summed over its pictures and patch tokens
     with torch.no_grad():
         for images, labels in batches:
             backbone(images, contacts)
-            squares = torch.stack([w.seen[:, backbone.prefix :].double().square().sum(1) for w in watches])
+            squares = [
+                torch.cat([w.squares(len(images), backbone.prefix) for w in of_block], dim=1) for of_block in watches
+            ]
             for label in labels.unique().tolist():
-                sums[label] = sums.get(label, 0) + squares[:, labels == label].sum(1)
+                found = [of_block[labels == label].sum(0) for of_block in squares]
+                before = sums.get(label, [torch.zeros_like(t) for t in found])
+                sums[label] = [a + b for a, b in zip(before, found, strict=True)]
     if not sums:
         raise RequestError("SCT chooses its channels on training pictures, but none came: give one batch at least.")
-    return list(torch.stack([total.sqrt() for total in sums.values()]).mean(0))
+    return [torch.stack([total.sqrt() for total in of_block]).mean(0) for of_block in zip(*sums.values(), strict=True)]
 
 
 class Watch(nn.Module):
@@ -124,25 +142,35 @@ class Watch(nn.Module):
         self.seen = x
         return x
 
+    def squares(self, B: int, P: int) -> Tensor:
+        """Of the patches of each picture the squares, summed: [B, D]."""
+        return self.seen[:, P:].double().square().sum(1)
+
 
 class WatchOutputs(Change):
-    """Remembers what a linear layer gives."""
+    """Remembers what some rows of a linear layer give."""
 
     seen: Tensor
+    rows: list[slice]
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        self.seen = F.linear(x, weight, bias)
-        return self.seen
+        y = F.linear(x, weight, bias)
+        self.seen = torch.cat([y[..., rows] for rows in self.rows], dim=-1)
+        return y
+
+    def squares(self, B: int, P: int) -> Tensor:
+        """The same; the tokens of a picture may lie in several windows."""
+        return self.seen[:, P:].double().square().sum(1).unflatten(0, (B, -1)).sum(1)
 
 
 class Salient(nn.Module):
-    """A K x K linear layer on K of the channels, counted from `start`: [..., D] -> [..., D]."""
+    """A K x K linear layer on K of D channels, counted from `start`."""
 
     indices: Tensor
 
-    def __init__(self, K: int, start: int, scale: float, scale_x: bool) -> None:
+    def __init__(self, K: int, D: int, start: int, scale: float, scale_x: bool) -> None:
         super().__init__()
-        self.start, self.scale, self.scale_x = start, scale, scale_x
+        self.D, self.start, self.scale, self.scale_x = D, start, scale, scale_x
         self.register_buffer("indices", torch.arange(K))
         self.linear = nn.Linear(K, K)
         nn.init.trunc_normal_(self.linear.weight, std=0.02)

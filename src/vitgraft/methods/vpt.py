@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..backbones import Backbone
+from ..common.errors import RequestError
 from ..method import Method, check_positive
 
 
@@ -38,9 +39,17 @@ class VPT(Method):
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
-        L, D = backbone.depth, backbone.width
-        bound = math.sqrt(6 / (3 * math.prod(backbone.patch) + D))
+        if self.form == "shallow" and len(backbone.stages) > 1:
+            raise RequestError(
+                f"Shallow prompts stay from the first block to the last, but {backbone.name} merges its patches on the "
+                "way: take the deep form."
+            )
+        L = backbone.depth
         firsts, last = (range(L), None) if self.form == "deep" else (range(1), L - 1)
-        self.tokens = nn.ParameterList(torch.empty(1, self.prompts, D).uniform_(-bound, bound) for _ in firsts)
-        for first, tokens in zip(firsts, self.tokens, strict=True):
+        self.tokens = nn.ParameterList()
+        for first in firsts:
+            D = backbone.blocks[first].width
+            bound = math.sqrt(6 / (3 * math.prod(backbone.patch) + D))
+            tokens = nn.Parameter(torch.empty(1, self.prompts, D).uniform_(-bound, bound))
+            self.tokens.append(tokens)
             self.contacts.add_tokens(backbone, first, tokens, until=last)

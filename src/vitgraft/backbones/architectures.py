@@ -1,0 +1,121 @@
+"""Which of timm's architectures can be a backbone, and how they are made without their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.layers import Attention, AttentionRope, PatchEmbed
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from ..common.errors import RequestError, near_misses
+
+# Each class of timm's that can be one: with which argument it takes pictures of any size.
+ANY_SIZE: dict[type[nn.Module], dict[str, Any]] = {
+    VisionTransformer: {"dynamic_img_size": True},
+    Eva: {"dynamic_img_size": True},
+    SwinTransformer: {"strict_img_size": False},
+    SwinTransformerV2: {"strict_img_size": False},
+}
+BLOCKS = {VisionTransformer: (Block,), Eva: (EvaBlock, EvaBlockPostNorm)}
+ATTENTION = {VisionTransformer: (Attention,), Eva: (EvaAttention, AttentionRope)}
+_ANY_SIZE_OF = {kind.__module__: arguments for kind, arguments in ANY_SIZE.items()}
+_ANY_SIZE_OF[VisionTransformerDistilled.__module__] = ANY_SIZE[VisionTransformer]
+
+
+class Skeleton(NamedTuple):
+    """A timm model without memory for its tensors, and how `timm.create_model` makes it."""
+
+    vit: nn.Module
+    architecture: str
+    arguments: Mapping[str, Any]  # besides the architecture
+
+
+def skeleton(architecture: str, model_args: Mapping | None = None, overlay: dict | None = None) -> Skeleton:
+    """The timm model of this name; RequestError unless it can be a backbone."""
+    base, _, tag = architecture.partition(".")
+    if not timm.is_model(base):
+        known = [name for family in ("vit_*", "eva*", "swin*", "deit*") for name in timm.list_models(family)]
+        guess = near_misses(architecture, known + timm.list_models("vit_*", pretrained=True))
+        raise RequestError(
+            f"timm has no model {architecture!r}: timm.list_models('vit_*') lists those there are.{guess}"
+        )
+    tags = [known.partition(".")[2] for known in timm.list_models(f"{base}.*", include_tags=True)]
+    if tag and tag not in tags:
+        there = f"choose one of {', '.join(tags)}" if tags else "there are none; leave it out"
+        raise RequestError(f"timm has no weights {tag!r} for {base}: {there}.{near_misses(tag, tags)}")
+    any_size = _ANY_SIZE_OF.get(timm.model_entrypoint(base).__module__, {})
+    arguments = {**(model_args or {}), "num_classes": 0, **any_size}
+    try:
+        with torch.device("meta"):  # no random start that the weights replace anyway: 0.1 s instead of 2 s
+            vit: Any = timm.create_model(architecture, pretrained=False, pretrained_cfg_overlay=overlay, **arguments)
+            found = _without_distillation(vit) or Skeleton(vit, architecture, model_args or {})
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise _unsupported(architecture, str(error)) from None
+    if reason := obstacle(found.vit):
+        raise _unsupported(architecture, reason)
+    return found
+
+
+def obstacle(vit: Any) -> str:
+    """Why a model of timm cannot be a backbone, in words; empty if it can."""
+    kind = type(vit)
+    if kind not in ANY_SIZE:
+        return f"it is a {kind.__name__}"
+    if type(vit.patch_embed) is not PatchEmbed or vit.patch_embed.proj.in_channels != 3:
+        return "it does not cut an RGB picture straight into patches"
+    if kind not in BLOCKS:
+        return ""
+    odd = {type(block).__name__ for block in vit.blocks if type(block) not in BLOCKS[kind]}
+    if odd:
+        return f"its blocks are {', '.join(sorted(odd))}"
+    odd = {type(block.attn).__name__ for block in vit.blocks if type(block.attn) not in ATTENTION[kind]}
+    return f"its attention is {', '.join(sorted(odd))}" if odd else ""
+
+
+def _without_distillation(vit: Any) -> Skeleton | None:
+    """Of a distilled DeiT the ViT in it, to which the distillation token is a register; None of another model."""
+    if type(vit) is not VisionTransformerDistilled:
+        return None
+    first: Any = vit.blocks[0]
+    arguments: dict[str, Any] = {
+        "img_size": vit.patch_embed.img_size,
+        "embed_dim": vit.embed_dim,
+        "num_heads": first.attn.num_heads,
+        "depth": len(vit.blocks),
+        "reg_tokens": 1,
+    }
+    plain = "deit_base_patch16_224"
+    made: Any = timm.create_model(plain, **arguments, num_classes=0, **ANY_SIZE[VisionTransformer])
+    made.pretrained_cfg = vit.pretrained_cfg
+    return Skeleton(made, plain, arguments)
+
+
+def taken_from(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the names of `skeleton`."""
+    return {"reg_token" if name == "dist_token" else name: tensor for name, tensor in tensors.items()}
+
+
+def complete(vit: nn.Module) -> None:
+    """Computes what is in no file, where it has no memory yet: tables of rotary and relative positions."""
+    for module in vit.modules():
+        bare = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
+        for name, buffer in bare.items():
+            module.register_buffer(name, torch.empty_like(buffer, device="cpu"), persistent=False)
+        if bare:
+            module.init_non_persistent_buffers()  # type: ignore[operator]
+
+
+def _unsupported(architecture: str, reason: str) -> RequestError:
+    return RequestError(
+        f"{architecture!r} cannot be a backbone ({reason}): vitgraft adapts timm's VisionTransformer, Eva and "
+        "SwinTransformer with ordinary blocks; choose one such as vit_base_patch16_224, vit_small_patch16_dinov3 or "
+        "swin_base_patch4_window7_224."
+    )

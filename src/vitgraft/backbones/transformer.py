@@ -1,0 +1,239 @@
+"""The pass that all families have in common: blocks of attention and MLP, with a method's contacts between them.
+
+Written out over timm's own modules, because the contacts lie inside its blocks. With no contacts it equals timm's.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import GluMlp, Mlp, SwiGLU
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..contacts import Contacts
+from ..features import Activations
+from ..kernels.attention import attention
+from ..kernels.linear import frozen_linear
+from ..kernels.recompute import checkpointed, recomputed
+from ..kernels.rotary import Rotary
+from .base import Backbone, Block, Part, drop_path
+
+
+class Where(NamedTuple):
+    """What a block has to know of the tokens [B, M+P+N, D] that it is given.
+
+    grid (h, w) of the N patches; M extra tokens in front of all; the tokens that are wanted of it, None for all;
+    rotary: the position embedding of q and k, where there is one.
+    """
+
+    grid: tuple[int, int]
+    M: int = 0
+    wanted: slice | None = None
+    rotary: Rotary | None = None
+
+
+class Transformer(Backbone):
+    """Blocks one after the other. A family says where they lie, how pictures become tokens, how tokens are pooled."""
+
+    post_norm = False  # each sub-layer's norm stands behind it, not in front
+    scales: tuple[str, str] = ("", "")  # the LayerScale of attention and MLP: its tensor in a block, "" for none
+
+    def _found(self, paths: list[str], stages: tuple[range, ...]) -> None:
+        """Sets what follows from where the blocks lie."""
+        self.depth = len(paths)
+        self.stages = stages
+        self.blocks = tuple(self._as_block(path) for path in paths)
+        self.width = self.blocks[-1].width
+        layers = dict.fromkeys(part.layer for block in self.blocks for of in block.parts.values() for part in of)
+        self.linears = {path: self._at[path] for path in self._at if path in layers}
+        norms = {
+            path: module
+            for path, module in self._at.items()
+            if isinstance(module, nn.LayerNorm)
+            and (path == "norm" or re.fullmatch(r"norm[12]", path.rpartition(".")[2]))
+            and path.rpartition(".")[0] in ("", *paths)
+        }
+        self.affine = {"patch_embed.proj": self._at["patch_embed.proj"], **norms, **self.linears}
+        # Where q and v have biases of their own beside a fused layer that has none.
+        self._biases = {
+            f"{path}.attn.qkv" for path in paths if getattr(self._at[f"{path}.attn"], "q_bias", None) is not None
+        }
+
+    def _as_block(self, path: str) -> Block:
+        attn, mlp = (self._at[f"{path}.{sublayer}"] for sublayer in ("attn", "mlp"))
+        width = self._at[f"{path}.norm1"].weight.shape[0]
+        parts: dict[str, tuple[Part, ...]] = {}
+        if (qkv := attn.qkv) is not None:
+            third = qkv.out_features // 3
+            layer = f"{path}.attn.qkv"
+            parts = {role: (Part(layer, i * third, (i + 1) * third),) for i, role in enumerate("qkv")}
+            parts["qkv"] = (Part(layer, 0, 3 * third),)
+        else:
+            parts = {role: _whole(self._at, f"{path}.attn.{role}_proj") for role in "qkv"}
+            parts["qkv"] = tuple(part for role in "qkv" for part in parts[role])
+        parts["proj"] = _whole(self._at, f"{path}.attn.proj")
+        if type(mlp) in (Mlp, GluMlp):
+            parts["fc1"] = _whole(self._at, f"{path}.mlp.fc1")
+        elif type(mlp) is SwiGLU:
+            parts["fc1"] = (*_whole(self._at, f"{path}.mlp.fc1_g"), *_whole(self._at, f"{path}.mlp.fc1_x"))
+        if "fc1" in parts:
+            parts["fc2"] = _whole(self._at, f"{path}.mlp.fc2")
+        return Block(path, width, attn.num_heads, parts)
+
+    def forward(self, images: Tensor, contacts: Contacts | None = None, *, pooled_only: bool = False) -> Activations:
+        """images [B, 3, H, W] (normalised), with a method's contacts or none -> Activations.
+
+        pooled_only: nothing but `pool` will look at the tokens. Where it takes CLS, the last block then computes its
+        sub-layers for the prefix tokens alone, and these are all that is given. Without it, backbones of several stages
+        hand back what each of them ends in, normalised.
+        """
+        c = self._in_effect(contacts)
+        x, grid = self._embed(images, c)
+        end = self.depth - 1
+        checkpoints = c.gradient_checkpointing and c.training and c.inside and torch.is_grad_enabled()
+        short = pooled_only and self.pooling == "token" and end not in c.taps
+        ends = set() if pooled_only or len(self.stages) == 1 else {stage[-1] for stage in self.stages}
+        firsts = {stage[0]: s for s, stage in enumerate(self.stages) if s}
+        found = Activations(x, [grid])
+        drop = c.drop_path if c.training and c.inside else 0.0
+        rotary = self._rotary(grid, c)
+        M = last = 0  # how many extra tokens stand in front, and their last block
+        if -1 in c.taps:
+            found.taps[-1] = self._tap(x, c.taps[-1])
+        for i, block in enumerate(self.blocks):
+            if i in firsts:
+                x, grid = self._merge_patches(firsts[i], x, grid, c)
+                found.grids.append(grid)
+            if i in c.tokens:
+                tokens, last = c.tokens[i]
+                M = tokens.shape[1]
+                x = torch.cat([tokens.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+            wanted = slice(M, M + self.prefix) if short and i == end else None
+            where = Where(grid, M, wanted, rotary and rotary.of(i, M + self.prefix, x))
+            given = (x, block, c, where, drop * i / max(end, 1))
+            x = checkpointed(self._block, *given) if checkpoints else self._block(*given)
+            if M and i == last and wanted is None:
+                found.extra[i], x = x.split([M, x.shape[1] - M], dim=1)
+                M = 0
+            if i in c.taps:
+                found.taps[i] = self._tap(x[:, M:] if M else x, c.taps[i])
+            if i in ends:
+                found.ends.append(self._tap(x, True))
+        found.tokens = self._call("norm", x, c)
+        return found
+
+    def _embed(self, images: Tensor, c: Contacts) -> tuple[Tensor, tuple[int, int]]:
+        """[B, 3, H, W] -> the tokens that enter the first block [B, P+N, D], and their grid."""
+        raise NotImplementedError
+
+    def _rotary(self, grid: tuple[int, int], c: Contacts) -> Rotary | None:
+        """The rotary position embedding of a grid, where the family has one."""
+        return None
+
+    def _merge_patches(
+        self, stage: int, x: Tensor, grid: tuple[int, int], c: Contacts
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """From the map of one stage [B, N, D] to that which enters the next, where there are several."""
+        raise NotImplementedError
+
+    def _block(self, x: Tensor, block: Block, c: Contacts, where: Where, rate: float) -> Tensor:
+        """One block with a drop path rate, [B, M+P+N, D] -> the same, or the wanted tokens of it."""
+        wanted = where.wanted
+        for norm, sublayer, scale in zip(("norm1", "norm2"), ("attn", "mlp"), self.scales, strict=True):
+            path = f"{block.path}.{sublayer}"
+            normalise = partial(self._call, f"{block.path}.{norm}", c=c)
+            inputs = x if self.post_norm else recomputed(normalise, x)
+            if sublayer == "attn":
+                outputs = self._attention(path, inputs, c, where)
+                if wanted is not None:
+                    x, inputs = x[:, wanted], inputs[:, wanted]
+            else:
+                outputs = self._mlp(path, inputs, c)
+            if self.post_norm:
+                outputs = normalise(outputs)
+            outputs, gamma = drop_path(outputs, rate), self._gamma(block.path, scale, c) if scale else None
+            # Through LayerScale in one pass over memory.
+            x = x + outputs if gamma is None else torch.addcmul(x, outputs, gamma)
+            if (branch := c.branch_at.get(path)) is not None:
+                # Outside LayerScale, which would mute it (gamma is about 1e-5 at the start of DINOv2's training).
+                x += drop_path(branch(inputs, outputs, where.grid), rate)
+            if (after := c.after_at.get(path)) is not None:
+                x = after(x)
+        return x
+
+    def _gamma(self, block: str, name: str, c: Contacts) -> Tensor:
+        folder, _, leaf = f"{block}.{name}".rpartition(".")
+        own = c.own(folder).get(leaf)
+        gamma: Tensor = getattr(self._at[folder], leaf) if own is None else own
+        return gamma
+
+    def _tap(self, x: Tensor, normalised: bool) -> Tensor:
+        return recomputed(partial(F.layer_norm, normalized_shape=(x.shape[-1],)), x) if normalised else x
+
+    def _attention(self, path: str, x: Tensor, c: Contacts, where: Where) -> Tensor:
+        """From the wanted tokens, or all, to all."""
+        attn: Any = self._at[path]
+        q, k, v = self._heads(path, x, c)
+        q, k = self._call(f"{path}.q_norm", q, c), self._call(f"{path}.k_norm", k, c)
+        if where.rotary is not None:
+            q, k = where.rotary(q).to(v.dtype), where.rotary(k).to(v.dtype)
+        if (groups := q.shape[1] // k.shape[1]) > 1:  # fewer heads of keys than of queries
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        if where.wanted is not None:
+            q = q[:, :, where.wanted]
+        y = self._call(f"{path}.norm", attention(q, k, v).transpose(1, 2).flatten(2), c)
+        if getattr(attn, "gate", None) is not None:
+            gate = self._call(f"{path}.gate", x if where.wanted is None else x[:, where.wanted], c)
+            y = y * gate.sigmoid()
+        return self._call(f"{path}.proj", y, c)
+
+    def _heads(self, path: str, x: Tensor, c: Contacts) -> list[Tensor]:
+        """q, k and v [B, heads, T, D / heads] of x [B, T, D]."""
+        attn: Any = self._at[path]
+        if attn.qkv is None:
+            parts = [self._call(f"{path}.{role}_proj", x, c) for role in "qkv"]
+            head = parts[0].shape[-1] // attn.num_heads
+            return [part.unflatten(-1, (-1, head)).transpose(1, 2) for part in parts]
+        # Parted before it is turned: the gradients then lie together as the linear layer wants them.
+        qkv = self._call(f"{path}.qkv", x, c).unflatten(-1, (3, attn.num_heads, -1))
+        return [part.transpose(1, 2) for part in qkv.unbind(2)]
+
+    def _mlp(self, path: str, x: Tensor, c: Contacts) -> Tensor:
+        mlp: Any = self._at[path]
+        if type(mlp) is Mlp:
+            x = recomputed(mlp.act, self._call(f"{path}.fc1", x, c))
+        elif type(mlp) is GluMlp:
+            a, b = self._call(f"{path}.fc1", x, c).chunk(2, dim=-1)
+            x = a * mlp.act(b) if mlp.gate_last else mlp.act(a) * b
+        elif type(mlp) is SwiGLU:
+            x = mlp.act(self._call(f"{path}.fc1_g", x, c)) * self._call(f"{path}.fc1_x", x, c)
+        else:  # trained tensors reach it, its linears are not among `linears`
+            return self._call(path, x, c)
+        return self._call(f"{path}.fc2", self._call(f"{path}.norm", x, c), c)
+
+    def _call(self, path: str, x: Tensor, c: Contacts) -> Tensor:
+        """The module at `path`, with the method's copies of its tensors, or as the method has changed it."""
+        module: Any = self._at.get(path)
+        if module is None or type(module) is nn.Identity:
+            return x
+        if path in self.linears:
+            own, compute = c.own(path), c.change_at.get(path, frozen_linear)
+            bias = self._bias(path, c) if path in self._biases else own.get("bias", module.bias)
+            return compute(x, own.get("weight", module.weight), bias)
+        tensors = c.tensors(path, module)
+        return functional_call(module, tensors, (x,)) if tensors else module(x)
+
+    def _bias(self, path: str, c: Contacts) -> Tensor:
+        """The biases of q and v, and none of k, of a fused layer."""
+        folder = path.rpartition(".")[0]
+        attn, own = self._at[folder], c.own(folder)
+        return torch.cat([own.get("q_bias", attn.q_bias), attn.k_bias, own.get("v_bias", attn.v_bias)])
+
+
+def _whole(at: dict[str, Any], path: str) -> tuple[Part, ...]:
+    return (Part(path, 0, at[path].out_features),)
