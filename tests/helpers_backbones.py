@@ -27,7 +27,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     # DINOv3: rotary positions alone, registers, LayerScale in tensors of the block, no bias of k
     "dinov3": (EVA, {**SIZE, "img_size": 64}),
     # EVA-02: rotary positions and added ones, q, k and v apart, norms inside SwiGLU, mean pooling under a norm
-    "eva02": ("eva02_base_patch14_224", {**SIZE, "img_size": 56, "mlp_ratio": 8 / 3}),
+    "eva02": ("eva02_base_patch14_224", {**SIZE, "img_size": 56, "mlp_ratio": 2.75}),
     # Perception Encoder: rotary attention with a bias, attention pooling that sees CLS
     "pe": ("vit_pe_core_tiny_patch16_384", {**SIZE, "img_size": 64}),
     "swin": ("swin_tiny_patch4_window7_224", STAGES),

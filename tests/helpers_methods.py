@@ -48,10 +48,10 @@ def shaken(model, by=0.02):
     return model
 
 
-def steps(model, images, n=2):
+def steps(model, images, n=2, lr=1e-2):
     """n optimiser steps in training mode; the losses."""
     labels = torch.arange(len(images)) % CLASSES
-    optimiser = torch.optim.AdamW(model.trained().values(), lr=1e-2)
+    optimiser = torch.optim.AdamW(model.trained().values(), lr=lr)
     losses = []
     for _ in range(n):
         loss = sum(model.train()(images, labels).values())

@@ -22,8 +22,15 @@ def test_without_contacts_it_is_timms_forward(backbone, grid):
         ours = backbone(images)
         tokens = backbone.vit.forward_features(images)
         pooled = backbone.vit.forward_head(tokens, pre_logits=True)
-    assert ours.grid == grid
-    assert ours.tokens.shape == (3, backbone.prefix + grid[0] * grid[1], 48)
+    h, w = ours.grid
+    if len(backbone.stages) == 1:
+        assert ours.grid == grid
+        assert not ours.ends
+    else:
+        assert ours.grids[2] == grid
+        assert [end.shape[1:] for end in ours.ends] == [(h * w, 24 * 2**s) for s, (h, w) in enumerate(ours.grids)]
+        tokens = tokens.flatten(1, 2)
+    assert ours.tokens.shape == (3, backbone.prefix + h * w, backbone.width)
     torch.testing.assert_close(ours.tokens, tokens)
     torch.testing.assert_close(backbone.pool(ours.tokens), pooled)
     assert not ours.taps
@@ -56,13 +63,19 @@ def test_timms_rarer_settings_too(more):
 
 def test_what_it_says_of_itself(family):
     backbone = random_backbone(family)
-    assert (backbone.depth, backbone.width) == (4, 48)
-    assert backbone.prefix == {"cls": 1, "dinov2": 5, "siglip": 0, "clip": 1}[family]
-    assert backbone.has_cls == (family != "siglip")
-    assert backbone.patch == ((14, 14) if family == "dinov2" else (16, 16))
-    assert set(backbone.linears) == {
-        f"blocks.{i}.{name}" for i in range(4) for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-    }
+    staged = "swin" in family
+    assert (backbone.depth, backbone.width) == ((6, 192) if staged else (4, 48))
+    assert backbone.prefix == {"dinov2": 5, "dinov3": 5, "siglip": 0, "swin": 0, "swinv2": 0}.get(family, 1)
+    assert backbone.has_cls == (backbone.prefix > 0)
+    assert backbone.has_layerscale == family.startswith("dino")
+    assert backbone.patch == {"dinov2": (14, 14), "eva02": (14, 14), "swin": (4, 4), "swinv2": (4, 4)}.get(
+        family, (16, 16)
+    )
+    names = {"attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"}
+    if family == "eva02":
+        names = {"attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.proj", "mlp.fc1_g", "mlp.fc1_x", "mlp.fc2"}
+    assert set(backbone.linears) == {f"{block.path}.{name}" for block in backbone.blocks for name in names}
+    assert [block.width for block in backbone.blocks] == ([24, 24, 48, 96, 96, 192] if staged else [48] * 4)
 
 
 @pytest.mark.parametrize(

@@ -154,22 +154,28 @@ def _changed(model: Model) -> dict[str, Tensor]:
     own = backbone.tensors()
     found: dict[str, Tensor] = dict(contacts.trained.named_parameters())
     for path, change in contacts.change_at.items():
-        names = (f"{path}.weight", f"{path}.bias")
-        before = [found[name] if name in found else _exact(own.get(name)) for name in names]
-        assert before[0] is not None
-        after = change.merged(before[0], before[1])
-        if after[1] is not None and names[1] not in own:
+        name, biases = f"{path}.weight", backbone.bias_names(path)
+
+        def now(name: str) -> Tensor:
+            return found[name] if name in found else _exact(own[name])
+
+        before = [now(of) if of else torch.zeros_like(now(biases[0])) for of in biases]
+        weight, bias = change.merged(now(name), torch.cat(before) if before else None)
+        found[name] = weight
+        after = [] if bias is None else bias.chunk(max(len(biases), 1))
+        if any(part.any() for part, of in zip(after, biases or [""], strict=True) if not of):
             raise RequestError(
-                f"The method {model.method.name()} gives {path} a bias, but this layer of {backbone.name} has none, so "
-                "timm has no place for it: use it unmerged, as `vitgraft predict` does."
+                f"The method {model.method.name()} gives {path} a bias, but this layer of {backbone.name} has none"
+                f"{' for k' if biases else ''}, so timm has no place for it: use it unmerged, as `vitgraft predict` "
+                "does."
             )
-        found |= {name: value for name, value in zip(names, after, strict=True) if value is not None}
+        found |= {of: part for of, part in zip(biases, after, strict=bool(biases)) if of}
     rounded = {name: tensor.detach().to(own[name]).contiguous() for name, tensor in found.items()}
     return {name: tensor for name, tensor in rounded.items() if not torch.equal(tensor, own[name])}
 
 
-def _exact(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.to("cpu", torch.float64)
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu", torch.float64)
 
 
 def _plain(model: Model, changed: dict[str, Tensor]) -> nn.Module:

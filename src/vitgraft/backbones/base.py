@@ -158,6 +158,11 @@ class Backbone(nn.Module):
         takes pictures of any size that the patch divides, and pools as `pool` does."""
         raise NotImplementedError
 
+    def bias_names(self, path: str) -> tuple[str, ...]:
+        """Of the affine layer at `path` the tensors that its bias consists of, "" for a stretch that is always zero:
+        one, none, or q's and v's beside a fused layer without k's."""
+        return (f"{path}.bias",) if getattr(self.affine[path], "bias", None) is not None else ()
+
     def put_head(self, vit: nn.Module, head: nn.Linear) -> None:
         """Gives a copy of the timm model, whose tensors are these, a classifier of its own."""
         raise NotImplementedError

@@ -228,6 +228,10 @@ class Transformer(Backbone):
         tensors = c.tensors(path, module)
         return functional_call(module, tensors, (x,)) if tensors else module(x)
 
+    def bias_names(self, path: str) -> tuple[str, ...]:
+        folder = path.rpartition(".")[0]
+        return (f"{folder}.q_bias", "", f"{folder}.v_bias") if path in self._biases else super().bias_names(path)
+
     def _bias(self, path: str, c: Contacts) -> Tensor:
         """The biases of q and v, and none of k, of a fused layer."""
         folder = path.rpartition(".")[0]

@@ -46,22 +46,24 @@ class FacT(Method):
 
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
-        L, D, R = backbone.depth, backbone.width, self.rank
-        self.factors = Factors(12 * L, D, R, self.form)
+        D, R = backbone.width, self.rank
+        squares: dict[str, tuple[int, bool]] = {}  # layer -> how many, and whether side by side along its inputs
+        for path in (path for b in backbone.blocks for path in backbone.layers(b, "qkv", "proj", "fc1", "fc2")):
+            linear = backbone.linear(path)
+            ins, outs = linear.in_features, linear.out_features
+            n = ins * outs // D**2
+            if (ins, outs) not in ((D, n * D), (n * D, D)):
+                raise RequestError(
+                    f"FacT cuts every layer into squares of the width {D}, which all of them share, but {path} of "
+                    f"{backbone.name} is {ins} x {outs}: take a backbone of one width with MLP ratio 4."
+                )
+            squares[path] = (n, ins > outs)
+        self.factors = Factors(sum(n for n, _ in squares.values()), D, R, self.form)
         first = 0
-        for block in backbone.blocks:
-            for path in backbone.layers(block, "qkv", "proj", "fc1", "fc2"):
-                linear = backbone.linear(path)
-                ins, outs = linear.in_features, linear.out_features
-                n = ins * outs // D**2
-                if (ins, outs) not in ((D, n * D), (n * D, D)):
-                    raise RequestError(
-                        f"FacT cuts every layer into squares of the width {D}, which all of them share, but {path} of "
-                        f"{backbone.name} is {ins} x {outs}: take a backbone of one width with MLP ratio 4."
-                    )
-                change = Slices(self.factors, first, n, inwards=ins > outs, scale=self.scale, drop=self.dropout)
-                self.contacts.change(backbone, path, change)
-                first += n
+        for path, (n, inwards) in squares.items():
+            change = Slices(self.factors, first, n, inwards=inwards, scale=self.scale, drop=self.dropout)
+            self.contacts.change(backbone, path, change)
+            first += n
 
 
 class Factors(nn.Module):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import timm
 import torch
 
 from .. import methods
 from ..backbones import Backbone
+from ..backbones.architectures import skeleton
 from ..backbones.weights import Loaded
 from ..method import Method
 
@@ -18,10 +18,9 @@ VIT_B16 = "vit_base_patch16_224"
 
 def shape_of(architecture: str) -> Backbone:
     """A backbone of this timm architecture on torch's meta device, without numbers: enough to count parameters."""
-    with torch.device("meta"):
-        vit: Any = timm.create_model(architecture, num_classes=0, dynamic_img_size=True)
-    half = (0.5, 0.5, 0.5)
-    return Backbone.of(Loaded(vit, architecture, "shapes only", architecture, half, half, "bicubic", (224, 224)))
+    vit: Any = skeleton(architecture).vit
+    half, size = (0.5, 0.5, 0.5), vit.patch_embed.img_size
+    return Backbone.of(Loaded(vit, architecture, "shapes only", architecture, half, half, "bicubic", size))
 
 
 def attached(name: str, backbone: Backbone, **arguments: Any) -> Method:
