@@ -15,6 +15,7 @@ from vitgraft.methods.sct import class_aware_scores
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FILES = sorted(path.stem for path in GOLDEN.glob("*.safetensors"))
+SWIN = [name for name in FILES if "swin" in name]
 every_file = pytest.mark.parametrize("name", FILES)
 every_sct = pytest.mark.parametrize("name", [name for name in FILES if name.startswith("sct")])
 every_consolidator = pytest.mark.parametrize("name", [name for name in FILES if name.startswith("consolidator")])
@@ -103,6 +104,20 @@ def test_stages_and_the_pooled_vector_of_hst():
         near(features.pooled, model.method.pooled_norm(parts["out"]["pooled"]))
 
 
+@pytest.mark.parametrize("name", SWIN)
+def test_stages_and_the_pooled_vector_of_swin(name):
+    parts, model = read(name)[0], model_of(name)
+    backbone, contacts = model.backbone, model.method.contacts
+    with torch.no_grad():
+        tokens = backbone(parts["in"]["image"], contacts).tokens
+        near(backbone.pool(tokens), parts["out"]["pooled"])
+        if "stage0" in parts["out"]:
+            for stage, blocks in enumerate(backbone.stages):
+                contacts.taps[blocks[-1]] = False
+                near(backbone(parts["in"]["image"], contacts).taps[blocks[-1]], parts["out"][f"stage{stage}"])
+            contacts.taps.clear()
+
+
 @every_sct
 def test_scores_and_indices_of_sct(name):
     parts, model = read(name)[0], load(name)
@@ -152,6 +167,8 @@ def test_the_stored_form_of_consolidator_gives_the_same_logits(name):
         ("hst", {"widths": (32, 48, 64, 72), "heads": (2, 4, 8, 12), "mlp_ratio": 4, "meta_tokens": 1}),
         ("convpass", {"sublayers": ("attn", "mlp"), "bottleneck": 8, "scale": 0.1}),
         ("convpass_attn", {"sublayers": ("attn",), "bottleneck": 8, "scale": 1.0}),
+        ("convpass_swin", {"sublayers": ("attn", "mlp"), "bottleneck": 8, "scale": 0.5}),
+        ("convpass_swin_attn", {"sublayers": ("attn",), "bottleneck": 8, "scale": 2.0}),
         ("sct_attn", {"mode": "attn", "channels": 6}),
         ("sct_mlp", {"mode": "mlp", "channels": 6}),
         ("sct_qkv", {"mode": "qkv", "channels": 6}),
@@ -162,8 +179,12 @@ def test_the_stored_form_of_consolidator_gives_the_same_logits(name):
 def test_sizes_come_from_the_tensors(name, arguments):
     model, facts = model_of(name), read(name)[1]
     backbone = model.backbone
-    assert (backbone.depth, backbone.width, backbone.patch) == (12 if name == "hst" else 3, 48, (16, 16))
-    assert backbone.native.size == (64, 64)
+    if name in SWIN:
+        assert [(b.width, b.heads) for b in backbone.blocks] == [(32, 2), (32, 2), (64, 4), (64, 4)]
+        assert (backbone.patch, backbone.native.size) == ((4, 4), (32, 32))
+    else:
+        assert (backbone.depth, backbone.width, backbone.patch) == (12 if name == "hst" else 3, 48, (16, 16))
+        assert backbone.native.size == (64, 64)
     assert model.method.arguments() == {**model.method.defaults(), **arguments}
     assert model.method.ready
     assert not model.training
@@ -240,6 +261,9 @@ def test_the_settings_matter(name, changes):
         ("convpass", "blocks.0.adapter_attn.adapter_down.weight"),
         ("convpass", "blocks.2.adapter_mlp.adapter_conv.bias"),
         ("convpass_attn", "blocks.1.adapter_attn.adapter_up.weight"),
+        ("convpass_swin", "layers.1.blocks.0.attn.relative_position_bias_table"),
+        ("convpass_swin", "layers.0.downsample.reduction.weight"),
+        ("convpass_swin", "layers.1.blocks.1.adapter_attn.adapter_up.weight"),
         ("sct_attn", "blocks.0.sct_attn.adapt_linear.weight"),
         ("sct_mlp", "blocks.2.sct_mlp.adapt_linear.bias"),
         ("sct_qkv", "blocks.0.attn.q_l.weight"),

@@ -43,7 +43,10 @@ def need(method: str, tensors: dict[str, Tensor], *names: str) -> None:
         )
 
 
-def _by_table(table: dict[str, str]) -> Callable[[str, int], str]:
+Table = Mapping[str, "str | Callable[[re.Match[str]], str]"]  # patterns of our names -> what theirs have instead
+
+
+def _by_table(table: Table) -> Callable[[str, int], str]:
     """A `rename` by substitutions; what it meets are timm's names, `contacts...` of the method, and the head's."""
 
     def rename(name: str, depth: int) -> str:
@@ -99,7 +102,11 @@ def _hst_name(name: str, depth: int) -> str:
 
 # Convpass, JieShibo/PETL-ViT
 
-CONVPASS_NAMES = {r"^contacts\.branches\.(blocks\.\d+)\.(attn|mlp)\.": r"\1.adapter_\2.adapter_"}
+CONVPASS_NAMES: Table = {
+    r"^contacts\.branches\.(.*blocks\.\d+)\.(attn|mlp)\.": r"\1.adapter_\2.adapter_",
+    # Their Swin is older than today's timm: what halves the map ends a stage, and does not begin the next.
+    r"^layers\.(\d+)\.downsample\.": lambda m: f"layers.{int(m[1]) - 1}.downsample.",
+}
 
 
 def _convpass(backbone: Backbone, tensors: dict[str, Tensor], *, scale: float | None = None) -> Model:
@@ -109,7 +116,7 @@ def _convpass(backbone: Backbone, tensors: dict[str, Tensor], *, scale: float | 
             "task's configuration, which is one of 0.01, 0.1, 1, 10, 100."
         )
     sublayers = [s for s in ("attn", "mlp") if any(f".adapter_{s}." in name for name in tensors)] or ["attn"]
-    down = f"blocks.0.adapter_{sublayers[0]}.adapter_down.weight"
+    down = f"{backbone.blocks[0].path}.adapter_{sublayers[0]}.adapter_down.weight"
     need("convpass", tensors, down)
     return build(
         backbone,

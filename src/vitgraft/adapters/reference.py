@@ -6,8 +6,9 @@ import inspect
 import re
 from typing import Any
 
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbones import Backbone
 from ..backbones.weights import Loaded
@@ -16,11 +17,12 @@ from ..model import Model
 from .authors import READERS, need
 
 
-def load(method: str, tensors: dict[str, Tensor], *, num_heads: int, **settings: Any) -> Model:
+def load(method: str, tensors: dict[str, Tensor], *, num_heads: int = 0, **settings: Any) -> Model:
     """The model that a checkpoint of the authors' code describes, in evaluation mode.
 
-    tensors: the authors' state dict, backbone and head included; it tells sizes, depth, patch and square picture.
-    num_heads: of the backbone. settings: what the tensors don't tell,
+    tensors: the authors' state dict, backbone and head included; it tells sizes, depth, patch and square picture. The
+    backbone is a ViT, that of convpass a Swin too, whose last stage is one window. num_heads: of a ViT, a Swin tells
+    it. settings: what the tensors don't tell,
 
         hst           heads: of the four side stages, 2 4 8 12 unless given
         convpass      scale: s of the task's configuration
@@ -32,7 +34,7 @@ def load(method: str, tensors: dict[str, Tensor], *, num_heads: int, **settings:
     """
     _check(method, tensors, settings)
     backbone = _backbone(method, tensors, num_heads)
-    model = READERS[method].build(backbone, tensors, **settings).to(tensors["pos_embed"].dtype)
+    model = READERS[method].build(backbone, tensors, **settings).to(tensors["patch_embed.proj.weight"].dtype)
     ours = model.state()
     model.load_state(ours | _taken(method, tensors, names(model), ours))
     return model.eval()
@@ -68,7 +70,17 @@ def _check(method: str, tensors: dict[str, Tensor], settings: dict[str, Any]) ->
 
 
 def _backbone(method: str, tensors: dict[str, Tensor], num_heads: int) -> Backbone:
-    depth = 1 + max((int(m[1]) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))), default=0)
+    staged = any(name.startswith("layers.") for name in tensors)
+    vit: Any = _swin(method, tensors) if staged else _vit(method, tensors, num_heads)
+    vit = vit.to(tensors["patch_embed.proj.weight"].dtype)
+    rename, depth, own = READERS[method].rename, _count(tensors, r"blocks"), vit.state_dict()
+    vit.load_state_dict(_taken(method, tensors, {name: rename(name, depth) for name in own}, own))
+    half, size = (0.5, 0.5, 0.5), vit.patch_embed.img_size
+    return Backbone.of(Loaded(vit, "released checkpoint", "the authors' code", "vit", half, half, "bicubic", size))
+
+
+def _vit(method: str, tensors: dict[str, Tensor], num_heads: int) -> nn.Module:
+    depth = _count(tensors, r"blocks")
     fc1 = READERS[method].rename("blocks.0.mlp.fc1.weight", depth)
     need(method, tensors, "patch_embed.proj.weight", "pos_embed", fc1, "head.weight")
     patch = tensors["patch_embed.proj.weight"].shape
@@ -78,7 +90,7 @@ def _backbone(method: str, tensors: dict[str, Tensor], num_heads: int) -> Backbo
             f"A backbone of width {patch[0]} cannot be split into num_heads={num_heads} heads: give the number that it "
             "was trained with."
         )
-    vit = VisionTransformer(
+    return VisionTransformer(
         img_size=grid * patch[2],
         patch_size=patch[2],
         embed_dim=patch[0],
@@ -87,12 +99,32 @@ def _backbone(method: str, tensors: dict[str, Tensor], num_heads: int) -> Backbo
         mlp_ratio=tensors[fc1].shape[0] / patch[0],
         num_classes=0,
         dynamic_img_size=True,
-    ).to(tensors["pos_embed"].dtype)
-    own = vit.state_dict()
-    vit.load_state_dict(_taken(method, tensors, {name: READERS[method].rename(name, depth) for name in own}, own))
-    half = (0.5, 0.5, 0.5)
-    size = (grid * patch[2], grid * patch[2])
-    return Backbone.of(Loaded(vit, "released checkpoint", "the authors' code", "vit", half, half, "bicubic", size))
+    )
+
+
+def _swin(method: str, tensors: dict[str, Tensor]) -> nn.Module:
+    stages = range(_count(tensors, r"layers"))
+    tables = [f"layers.{s}.blocks.0.attn.relative_position_bias_table" for s in stages]  # [(2 window - 1)^2, heads]
+    fc1 = "layers.0.blocks.0.mlp.fc1.weight"
+    need(method, tensors, "patch_embed.proj.weight", fc1, "head.weight", *tables)
+    patch = tensors["patch_embed.proj.weight"].shape
+    window = (round(len(tensors[tables[0]]) ** 0.5) + 1) // 2
+    return SwinTransformer(
+        img_size=patch[2] * 2 ** (len(stages) - 1) * window,
+        patch_size=patch[2],
+        embed_dim=patch[0],
+        depths=tuple(_count(tensors, rf"layers\.{s}\.blocks") for s in stages),
+        num_heads=tuple(tensors[name].shape[1] for name in tables),
+        window_size=window,
+        mlp_ratio=len(tensors[fc1]) / patch[0],
+        num_classes=0,
+        strict_img_size=False,
+    )
+
+
+def _count(tensors: dict[str, Tensor], path: str) -> int:
+    """Of how many modules PATH.0, PATH.1, ... there are tensors."""
+    return 1 + max((int(m[1]) for name in tensors if (m := re.match(rf"{path}\.(\d+)\.", name))), default=0)
 
 
 def _taken(
