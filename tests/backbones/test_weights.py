@@ -211,8 +211,9 @@ def test_files_that_are_not_there(tmp_path):
     [
         ("vit_bse_patch16_224", "Did you mean 'vit_base_patch16_224'"),
         ("vit_base_patch16_224.augrg_in21k", "Did you mean 'augreg_in21k'"),
-        ("resnet50", "plain VisionTransformer"),
-        ("swin_tiny_patch4_window7_224", "it is a SwinTransformer"),
+        ("resnet50", "it is a ResNet"),
+        ("beit_base_patch16_224", "it is a Beit"),
+        ("hiera_tiny_224", "it is a Hiera"),
         ("vit_base_patch16_rpn_224", "its blocks are ResPostBlock"),
         ("vit_small_patch16_18x2_224", "its blocks are ParallelThingsBlock"),
         ("vit_base_r26_s32_224", "straight into patches"),

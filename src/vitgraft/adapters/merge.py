@@ -155,27 +155,21 @@ def _changed(model: Model) -> dict[str, Tensor]:
     found: dict[str, Tensor] = dict(contacts.trained.named_parameters())
     for path, change in contacts.change_at.items():
         name, biases = f"{path}.weight", backbone.bias_names(path)
-
-        def now(name: str) -> Tensor:
-            return found[name] if name in found else _exact(own[name])
-
-        before = [now(of) if of else torch.zeros_like(now(biases[0])) for of in biases]
-        weight, bias = change.merged(now(name), torch.cat(before) if before else None)
-        found[name] = weight
-        after = [] if bias is None else bias.chunk(max(len(biases), 1))
-        if any(part.any() for part, of in zip(after, biases or [""], strict=True) if not of):
-            raise RequestError(
-                f"The method {model.method.name()} gives {path} a bias, but this layer of {backbone.name} has none"
-                f"{' for k' if biases else ''}, so timm has no place for it: use it unmerged, as `vitgraft predict` "
-                "does."
-            )
-        found |= {of: part for of, part in zip(biases, after, strict=bool(biases)) if of}
+        values = {of: found[of] if of in found else own[of].to("cpu", torch.float64) for of in (name, *biases) if of}
+        before = [values[of] if of else torch.zeros_like(values[biases[0]]) for of in biases]
+        found[name], bias = change.merged(values[name], torch.cat(before) if before else None)
+        after = () if bias is None else bias.chunk(len(biases) or 1)
+        for part, of in zip(after, biases or [""], strict=False):
+            if of:
+                found[of] = part
+            elif part.any():
+                raise RequestError(
+                    f"The method {model.method.name()} gives {path} a bias, but this layer of {backbone.name} has none"
+                    f"{' for k' if biases else ''}, so timm has no place for it: use it unmerged, as `vitgraft predict` "
+                    "does."
+                )
     rounded = {name: tensor.detach().to(own[name]).contiguous() for name, tensor in found.items()}
     return {name: tensor for name, tensor in rounded.items() if not torch.equal(tensor, own[name])}
-
-
-def _exact(tensor: Tensor) -> Tensor:
-    return tensor.to("cpu", torch.float64)
 
 
 def _plain(model: Model, changed: dict[str, Tensor]) -> nn.Module:

@@ -19,7 +19,7 @@ class SSF(Method):
     """Scaling and shifting of deep features.
 
     gamma starts at N(1, 0.02), beta at N(0, 0.02), as released, so the start is near the frozen backbone and not at it.
-    A layer without bias gets no shift: its tensors could not take one up.
+    A layer without bias, or without one for k, gets no shift: its tensors could not take one up.
 
     Parameters for L blocks of width D, MLP ratio 4: 22 L D + 4 D, 205,824 on ViT-B/16.
     """
@@ -33,7 +33,8 @@ class SSF(Method):
         super().attach(backbone)
         for path, layer in backbone.affine.items():
             assert isinstance(layer.weight, Tensor)
-            self.contacts.change(backbone, path, ScaleShift(len(layer.weight), shift=layer.bias is not None))
+            biases = backbone.bias_names(path)
+            self.contacts.change(backbone, path, ScaleShift(len(layer.weight), shift=bool(biases) and all(biases)))
 
 
 class ScaleShift(Change):
@@ -46,7 +47,9 @@ class ScaleShift(Change):
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         gamma = self.gamma.view(-1, *[1] * (weight.ndim - 1))
-        return gamma * weight, None if bias is None or self.beta is None else self.gamma * bias + self.beta
+        if bias is not None:
+            bias = self.gamma * bias if self.beta is None else self.gamma * bias + self.beta
+        return gamma * weight, bias
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = frozen_linear(x, weight, bias)
