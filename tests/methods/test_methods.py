@@ -342,6 +342,28 @@ def test_parameters_are_as_the_formula_says(variant, size):
     assert method.size == FORMULAS[variant_id(variant)](*SIZES[size], 196)
 
 
+def test_the_sizes_on_swin():
+    """On Swin-B, whose 24 blocks have widths of 128 to 1,024, 12,032 together; Convpass's 0.50 % is its paper's table."""
+    shape = catalogue.shape_of("swin_base_patch4_window7_224")
+    assert sum(block.width for block in shape.blocks) == (total := 12_032)
+    expected = [
+        ("convpass", {}, 437_504),
+        ("convpass", {"sublayers": ("attn",)}, 218_752),
+        ("sct", {}, 110_560),
+        ("sct", {"channels": 96}, 223_488),
+        ("lora", {}, 32 * total),
+        ("consolidator", {}, 24 * total + 9 * total),
+        ("adaptformer", {}, 17 * total + 24 * 8),
+        ("adapter", {}, 17 * total + 24 * 8),
+        ("repadapter", {}, 313_216),
+        ("vpt", {}, 10 * total),
+        ("full", {}, 86_743_224),
+        ("linear", {}, 0),
+    ]
+    for name, arguments, size in expected:
+        assert catalogue.attached(name, shape, **arguments).size == size, name
+
+
 def test_the_published_sizes():
     """On ViT-B/16, without the head: the four papers' tables and the common sizes of the baselines."""
     shape = catalogue.shape_of(catalogue.VIT_B16)
