@@ -343,9 +343,10 @@ def test_parameters_are_as_the_formula_says(variant, size):
 
 
 def test_the_sizes_on_swin():
-    """On Swin-B, whose 24 blocks have widths of 128 to 1,024, 12,032 together; Convpass's 0.50 % is its paper's table."""
+    """On Swin-B, whose 24 blocks have widths of 128 to 1,024, 12,032 together."""
     shape = catalogue.shape_of("swin_base_patch4_window7_224")
-    assert sum(block.width for block in shape.blocks) == (total := 12_032)
+    total = sum(block.width for block in shape.blocks)
+    assert total == 12_032
     expected = [
         ("convpass", {}, 437_504),
         ("convpass", {"sublayers": ("attn",)}, 218_752),

@@ -122,6 +122,7 @@ def export(run: Run, out: str | Path) -> dict[str, Any]:
         out,
         architecture=architecture,
         source=f"{model.backbone.source}, with {header['method']} merged by vitgraft",
+        license=model.backbone.license,
         model_args=arguments,
         pretrained_cfg={**shown, "num_classes": len(header["classes"]), "label_names": header["classes"]},
     )
@@ -165,8 +166,8 @@ def _changed(model: Model) -> dict[str, Tensor]:
             elif part.any():
                 raise RequestError(
                     f"The method {model.method.name()} gives {path} a bias, but this layer of {backbone.name} has none"
-                    f"{' for k' if biases else ''}, so timm has no place for it: use it unmerged, as `vitgraft predict` "
-                    "does."
+                    f"{' for k' if biases else ''}, so timm has no place for it: use it unmerged, as `vitgraft "
+                    "predict` does."
                 )
     rounded = {name: tensor.detach().to(own[name]).contiguous() for name, tensor in found.items()}
     return {name: tensor for name, tensor in rounded.items() if not torch.equal(tensor, own[name])}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -24,6 +26,8 @@ ANY_SIZE: dict[type[nn.Module], dict[str, Any]] = {
     SwinTransformer: {"strict_img_size": False},
     SwinTransformerV2: {"strict_img_size": False},
 }
+HEADS = ("head.", "head_dist.", "classifier.")  # classifiers, which no backbone needs
+RESAMPLED = ("pos_embed", "relative_position_bias_table", "patch_embed.proj.weight")  # by timm where sizes differ
 BLOCKS = {VisionTransformer: (Block,), Eva: (EvaBlock, EvaBlockPostNorm)}
 ATTENTION = {VisionTransformer: (Attention,), Eva: (EvaAttention, AttentionRope)}
 _ANY_SIZE_OF = {kind.__module__: arguments for kind, arguments in ANY_SIZE.items()}
@@ -36,6 +40,7 @@ class Skeleton(NamedTuple):
     vit: nn.Module
     architecture: str
     arguments: Mapping[str, Any]  # besides the architecture
+    note: str = ""  # what was done to make a backbone of it
 
 
 def skeleton(architecture: str, model_args: Mapping | None = None, overlay: dict | None = None) -> Skeleton:
@@ -95,12 +100,30 @@ def _without_distillation(vit: Any) -> Skeleton | None:
     plain = "deit_base_patch16_224"
     made: Any = timm.create_model(plain, **arguments, num_classes=0, **ANY_SIZE[VisionTransformer])
     made.pretrained_cfg = vit.pretrained_cfg
-    return Skeleton(made, plain, arguments)
+    note = "a distilled DeiT is taken as the ViT in it: its distillation token stays, as a register, its heads do not"
+    return Skeleton(made, plain, arguments, note)
 
 
-def taken_from(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under the names of `skeleton`."""
-    return {"reg_token" if name == "dist_token" else name: tensor for name, tensor in tensors.items()}
+def taken_from(tensors: Mapping[str, Tensor], vit: nn.Module) -> dict[str, Tensor]:
+    """Tensors under the names of a skeleton. Those that their authors had otherwise are brought there by timm's own
+    filter, which must neither resample them on the way nor drop biases that are not zero."""
+    tensors = {"reg_token" if name == "dist_token" else name: tensor for name, tensor in tensors.items()}
+    wanted = vit.state_dict()
+    filters = getattr(sys.modules[type(vit).__module__], "checkpoint_filter_fn", None)
+    if filters is None or wanted.keys() == {name for name in tensors if not name.startswith(HEADS)}:
+        return tensors
+    try:
+        with contextlib.redirect_stdout(None):  # it prints what it skips
+            found = filters(dict(tensors), vit)
+    except Exception:  # whatever it trips over is no tensor of this model
+        return tensors
+    sizes = {tensor.numel() for tensor in tensors.values()}
+    changed = [name for name, tensor in found.items() if name.endswith(RESAMPLED) and tensor.numel() not in sizes]
+    for name, bias in tensors.items():
+        if name.endswith(".qkv.bias") and name not in found and f"{name.removesuffix('qkv.bias')}q_bias" not in found:
+            q, _, v = bias.chunk(3)
+            changed += [name] * bool(q.any() or v.any())
+    return tensors if changed or not wanted.keys() <= found.keys() else found
 
 
 def complete(vit: nn.Module) -> None:

@@ -66,6 +66,7 @@ class Backbone(nn.Module):
         self.vit = loaded.vit.requires_grad_(False).eval()
         self.name = loaded.name
         self.source = loaded.source
+        self.license = loaded.license
         self.architecture = loaded.architecture
         self.native = Preprocess(loaded.size, loaded.mean, loaded.std, loaded.interpolation)
         self._at = dict(self.vit.named_modules())

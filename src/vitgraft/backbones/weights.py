@@ -1,7 +1,8 @@
 """Where a backbone's weights come from: a local file, our cache, the model hub, or an installed package.
 
 A weight file of ours is a safetensors file under timm's tensor names. Its metadata holds the fields of timm's
-`config.json`: `architecture`, `model_args` and `pretrained_cfg` (both JSON), and `source` in words.
+`config.json`: `architecture`, `model_args` and `pretrained_cfg` (both JSON), and `source` and `license` in words. A
+folder as the model hub has it is read too, of timm or of transformers (`huggingface`), in one file or in shards.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
+import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..common.errors import RequestError, WorkError
 from ..common.files import replacing
-from . import packages
-from .architectures import Skeleton, complete, skeleton, taken_from
+from . import huggingface, packages
+from .architectures import HEADS, Skeleton, complete, skeleton, taken_from
 from .packages import NotHereError
 
 PICKLED = (".pth", ".pt", ".bin")
-HEADS = ("head.", "head_dist.", "classifier.")
 PREPROCESSING = ("input_size", "mean", "std", "interpolation")
 HUB_SECONDS = 3.0  # an unreachable hub would otherwise be retried for three quarters of a minute
 
@@ -47,20 +48,29 @@ class Loaded(NamedTuple):
     interpolation: str
     size: tuple[int, int]  # pixels (H, W) of the position embedding
     model_args: Mapping[str, Any] = MappingProxyType({})  # what timm.create_model needs besides the architecture
+    license: str = ""  # of the weights, as whoever gives them names it; empty where nobody does
 
 
 def load(name: str, *, say: Say = lambda line: None) -> Loaded:
-    """The backbone that `name` asks for: a timm model, a weight file, or `ARCHITECTURE=PATH`.
+    """The backbone that `name` asks for: a timm model, a weight file or folder, or `ARCHITECTURE=PATH`.
 
-    `say` gets one line for every source that was asked. Raises RequestError for a name or file that cannot be a
-    backbone, and WorkError where no source has the weights.
+    `say` gets one line for every source that was asked, and one with the licence. Raises RequestError for a name or
+    file that cannot be a backbone, and WorkError where no source has the weights.
     """
+    loaded = _found(name, say)
+    say(f"licence of the weights: {loaded.license or 'not stated'}")
+    return loaded
+
+
+def _found(name: str, say: Say) -> Loaded:
     local = _as_file(name)
     if local:
-        loaded = _from_file(*local, name)
+        loaded = _from_file(*local, name, say)
         say(f"file: {local[1]} is a {loaded.architecture}")
         return loaded
     bones = skeleton(name)
+    if bones.note:
+        say(bones.note)
     reasons = []
     for title, source in (("cache", _from_cache), ("model hub", _from_hub), ("packages", _from_package)):
         try:
@@ -81,6 +91,7 @@ def save(
     *,
     architecture: str,
     source: str,
+    license: str = "",
     model_args: Mapping | None = None,
     pretrained_cfg: Mapping | None = None,
 ) -> None:
@@ -95,6 +106,7 @@ def save(
     metadata = {
         "architecture": architecture,
         "source": source,
+        "license": license,
         "model_args": json.dumps(dict(model_args or {})),
         "pretrained_cfg": json.dumps(pretrained_cfg or {key: known[key] for key in PREPROCESSING if key in known}),
     }
@@ -129,13 +141,13 @@ def _fill(vit: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     complete(vit)
 
 
-def _finish(bones: Skeleton, name: str, source: str) -> Loaded:
+def _finish(bones: Skeleton, name: str, source: str, license: str = "") -> Loaded:
     vit: Any = bones.vit.eval().requires_grad_(False)
     known = vit.pretrained_cfg
     H, W = vit.patch_embed.img_size
     mean, std = tuple(known["mean"]), tuple(known["std"])
     size, arguments = (H, W), MappingProxyType(dict(bones.arguments))
-    return Loaded(vit, name, source, bones.architecture, mean, std, known["interpolation"], size, arguments)
+    return Loaded(vit, name, source, bones.architecture, mean, std, known["interpolation"], size, arguments, license)
 
 
 # A weight file
@@ -147,19 +159,25 @@ def _as_file(name: str) -> tuple[str, Path] | None:
     if equals and re.fullmatch(r"[\w.]+", architecture) and not Path(name).exists():
         return architecture, Path(rest).expanduser()
     path = Path(name).expanduser()
-    is_path = path.name != name or path.suffix in (".safetensors", *PICKLED) or path.is_file()
+    is_path = path.name != name or path.suffix in (".safetensors", *PICKLED) or path.is_file() or _is_folder(path)
     return ("", path) if is_path else None
 
 
-def _from_file(architecture: str, path: Path, name: str, *, cached: bool = False) -> Loaded:
-    """Load a weight file; `cached` leaves out the file's place from the source, as it says nothing new."""
-    if not path.is_file():
-        there = "it is a folder" if path.is_dir() else "there is no such file"
-        raise RequestError(f"{path} was asked for as a weight file, but {there}: give a .safetensors or .pth file.")
-    tensors, facts = _read(path)
+def _from_file(architecture: str, path: Path, name: str, say: Say, *, cached: bool = False) -> Loaded:
+    """Load a weight file or folder; `cached` leaves out its place from the source, as it says nothing new."""
+    tensors: dict[str, Tensor] = {}
+    facts: dict[str, Any] = {}
+    for file in (files := _files(path)):
+        more, facts = _read(file)
+        tensors |= more
     tensors = _unwrapped(tensors)
     if not facts.get("architecture"):
-        facts = {**_read_json(path.with_name("config.json")), **facts}
+        facts = {**_read_json(files[0].with_name("config.json")), **facts}
+    theirs = huggingface.are_theirs(tensors)
+    if theirs and not architecture and facts.keys() & {"model_type", "vision_config"} and not facts.get("architecture"):
+        shape, arguments = huggingface.architecture(facts)
+        seen = huggingface.preprocessing(_read_json(files[0].with_name("preprocessor_config.json")))
+        facts = {"architecture": shape, "model_args": arguments, "pretrained_cfg": seen}
     architecture = architecture or str(facts.get("architecture") or "")
     if not architecture:
         raise RequestError(
@@ -173,11 +191,50 @@ def _from_file(architecture: str, path: Path, name: str, *, cached: bool = False
         )
     model_args = _mapping(facts, "model_args", path)
     bones = skeleton(architecture, model_args, known)
-    _fill(bones.vit, taken_from(tensors), f"{path} does not fit {architecture}")
+    if bones.note and not cached:
+        say(bones.note)
+    if theirs:
+        tensors = huggingface.renamed(tensors, bones.vit.state_dict())
+    _fill(bones.vit, taken_from(tensors, bones.vit), f"{path} does not fit {architecture}")
     source = str(facts.get("source") or "")
     if not cached:
         source = f"file {path}" + (f" ({source})" if source else "")
-    return _finish(bones, name, source)
+    return _finish(bones, name, source, str(facts.get("license") or _license_beside(files[0])))
+
+
+def _is_folder(path: Path) -> bool:
+    return (path / "config.json").is_file()
+
+
+def _files(path: Path) -> list[Path]:
+    """The file of weights at `path`, or those in a folder as the model hub has it."""
+    if path.is_file():
+        return [path]
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        shards = _read_json(path / f"{stem}.index.json").get("weight_map")
+        if isinstance(shards, dict):
+            files = [path / str(shard) for shard in sorted(set(shards.values()))]
+            if missing := next((file for file in files if not file.is_file()), None):
+                raise RequestError(f"{path} holds weights in {len(files)} files, but {missing.name} is not there.")
+            return files
+        if (path / stem).is_file():
+            return [path / stem]
+    there = "it is a folder without model.safetensors" if path.is_dir() else "there is no such file"
+    raise RequestError(
+        f"{path} was asked for as a weight file, but {there}: give a .safetensors or .pth file, or a folder as the "
+        "model hub has it."
+    )
+
+
+def _license_beside(file: Path) -> str:
+    """What the model card beside a file of weights says, in the lines between its first two rows of dashes."""
+    try:
+        _, head, _ = file.with_name("README.md").read_text(encoding="utf-8").split("---", 2)
+        card = yaml.safe_load(head)
+    except (OSError, ValueError, yaml.YAMLError):
+        return ""
+    said = [card.get(key) for key in ("license_name", "license")] if isinstance(card, dict) else []
+    return next((str(name) for name in said if name), "")
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -254,7 +311,7 @@ def _from_cache(name: str, bones: Skeleton, say: Say) -> Loaded:
     if not path.is_file():
         raise NotHereError(f"no {path}")
     try:
-        loaded = _from_file("", path, name, cached=True)
+        loaded = _from_file("", path, name, say, cached=True)
     except RequestError as error:
         raise NotHereError(str(error)) from None
     say(f"cache: {path}, from {loaded.source}")
@@ -282,8 +339,8 @@ def _from_hub(name: str, bones: Skeleton, say: Say) -> Loaded:
     except Exception as error:  # whatever the network, the hub or the disk come up with
         raise NotHereError(f"{hub_id} could not be loaded ({str(error).partition(chr(10))[0]})") from None
     say(f"model hub: {hub_id}" + (" (in the hub's cache)" if local else ""))
-    _fill(bones.vit, taken_from(found.state_dict()), hub_id)
-    return _finish(bones, name, f"model hub {hub_id}")
+    _fill(bones.vit, taken_from(found.state_dict(), bones.vit), hub_id)
+    return _finish(bones, name, f"model hub {hub_id}", str(known.get("license") or ""))
 
 
 def _in_hub_cache(hub_id: str, filename: str | None) -> str | None:

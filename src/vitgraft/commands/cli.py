@@ -334,9 +334,10 @@ def _demo(given: argparse.Namespace) -> None:
 def _summary(result: dict[str, Any]) -> str:
     """A run in a few lines."""
     arguments = " ".join(f"{k}={v}" for k, v in result["arguments"].items())
+    named = result["backbone"]
     lines = [
         ("method", f"{result['method']} {arguments}".rstrip()),
-        ("backbone", f"{result['backbone']['name']} from {result['backbone']['source']}"),
+        ("backbone", "{name} from {source}; licence: {}".format(named["license"] or "not stated", **named)),
     ]
     if result["value"] is None:
         lines.append((result["metric"], "not measured, as no split was left for it"))

@@ -265,7 +265,7 @@ class _Fitting:
     def _write(self, tensors: dict, progress: Progress, final: Evaluation | None, spent: dict[str, Any]) -> None:
         backbone, settings = self.model.backbone, self.settings
         counts = cost.parameters(self.model)
-        named = {"name": backbone.name, "source": backbone.source, "fingerprint": backbone.fingerprint}
+        named = {key: getattr(backbone, key) for key in ("name", "source", "license", "fingerprint")}
         protocol = {
             **asdict(settings),
             "precision": resolved_precision(settings.precision, settings.device),
