@@ -26,6 +26,13 @@ ANY_SIZE: dict[type[nn.Module], dict[str, Any]] = {
     SwinTransformer: {"strict_img_size": False},
     SwinTransformerV2: {"strict_img_size": False},
 }
+# What a pass would need besides, in the kinds that come near.
+MISSING = {
+    "Beit": "relative positions in every block",
+    "Hiera": "attention in mask units, and pooled queries",
+    "NaFlexVit": "sequences of patches of any length",
+    "VisionTransformerRelPos": "relative positions in every block",
+}
 HEADS = ("head.", "head_dist.", "classifier.")  # classifiers, which no backbone needs
 RESAMPLED = ("pos_embed", "relative_position_bias_table", "patch_embed.proj.weight")  # by timm where sizes differ
 BLOCKS = {VisionTransformer: (Block,), Eva: (EvaBlock, EvaBlockPostNorm)}
@@ -73,7 +80,8 @@ def obstacle(vit: Any) -> str:
     """Why a model of timm cannot be a backbone, in words; empty if it can."""
     kind = type(vit)
     if kind not in ANY_SIZE:
-        return f"it is a {kind.__name__}"
+        missing = MISSING.get(kind.__name__)
+        return f"it is a {kind.__name__}" + (f", which needs {missing}" if missing else "")
     if type(vit.patch_embed) is not PatchEmbed or vit.patch_embed.proj.in_channels != 3:
         return "it does not cut an RGB picture straight into patches"
     if kind not in BLOCKS:

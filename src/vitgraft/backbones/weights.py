@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn

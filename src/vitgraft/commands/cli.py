@@ -73,6 +73,10 @@ def parser(method: type[Method] | None = None, *, with_bench: bool = False) -> a
     methods.add_argument("name", metavar="NAME", nargs="?")
     methods.add_argument("--json", action="store_true", help="JSON on standard output")
 
+    backbones = _command(commands, "backbones", _backbones, "the pre-trained weights of timm that can be adapted")
+    backbones.add_argument("pattern", metavar="PATTERN", nargs="?", default="*", help="a part of their names")
+    backbones.add_argument("--json", action="store_true", help="JSON on standard output")
+
     if with_bench:
         from . import bench
 
@@ -310,6 +314,13 @@ def _methods(given: argparse.Namespace) -> None:
         print(json.dumps(rows, ensure_ascii=False))
     else:
         print(catalogue.describe(given.name) if given.name else catalogue.text())
+
+
+def _backbones(given: argparse.Namespace) -> None:
+    from ..pages import backbones
+
+    rows = backbones.table(given.pattern)
+    print(json.dumps(rows, ensure_ascii=False) if given.json else backbones.text(rows))
 
 
 def _get(given: argparse.Namespace) -> None:
