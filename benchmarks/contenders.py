@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitgraft import Backbone, Model, build, methods
+from vitgraft.backbones.architectures import any_size
 from vitgraft.backbones.weights import Loaded
 from vitgraft.common.settings import Settings
 from vitgraft.engine.devices import fabric
@@ -56,10 +57,9 @@ def check(model: str, *sizes: int) -> None:
 
 def random_backbone(model: str, size: int | None = None, **changes: Any) -> Backbone:
     """A backbone of timm's architecture, always with the same random tensors; `size` pixels unless its own."""
-    sized: dict[str, Any] = {} if size is None else {"img_size": size}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        vit: Any = timm.create_model(model, num_classes=0, dynamic_img_size=True, **sized, **changes).eval()
+        vit: Any = timm.create_model(model, num_classes=0, **any_size(model), **_sized(model, size), **changes).eval()
     half, own = (0.5, 0.5, 0.5), vit.patch_embed.img_size
     return Backbone.of(Loaded(vit, model, "random", model, half, half, "bicubic", own))
 
@@ -74,15 +74,20 @@ def ours(name: str, backbone: Backbone, seed: int = 0) -> Model:
 
 def plain(model: str, size: int | None = None, **changes: Any) -> nn.Module:
     """timm's own classifier."""
-    sized: dict[str, Any] = {} if size is None else {"img_size": size}
+    sized = _sized(model, size) or any_size(model)
     return timm.create_model(model, num_classes=CLASSES, **sized, **changes)
+
+
+def _sized(model: str, size: int | None) -> dict[str, Any]:
+    """What makes timm's model for this picture size; Swin's windows stay those of its own."""
+    return {"img_size": size} if size is not None and "dynamic_img_size" in any_size(model) else {}
 
 
 def peft_lora(vit: nn.Module) -> Any:
     """peft's LoRA on timm's classifier, whose head trains too."""
     import peft
 
-    linears = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
+    linears = r".*blocks\.\d+\.(attn\.(qkv|[qkv]_proj|proj)|mlp\.fc[12](_[gx])?)"
     config = peft.LoraConfig(r=8, lora_alpha=8, target_modules=linears, modules_to_save=["head"])
     return peft.get_peft_model(vit, config)
 

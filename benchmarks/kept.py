@@ -69,7 +69,7 @@ def without_memory() -> Iterator[None]:
 
 def contender(name: str, start: Any) -> nn.Module:
     """As `contenders.contender`, without memory; start: a Backbone, or the rival."""
-    start._apply(lambda tensor: torch.empty(tensor.shape))
+    start._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
     return (start if name in contenders.RIVALS else contenders.ours(contenders.CACHED.get(name, name), start)).train()
 
 

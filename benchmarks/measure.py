@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import timm
 import torch
 
+from vitgraft.backbones.architectures import skeleton
 from vitgraft.bench.provenance import commit, machine, versions
-from vitgraft.common.errors import VitgraftError, near_misses
+from vitgraft.common.errors import RequestError, VitgraftError, near_misses
 from vitgraft.common.files import write_json
 
 Key = TypeVar("Key")
@@ -57,10 +57,10 @@ def at_least_one(text: str) -> int:
 
 
 def _vit(name: str) -> str:
-    known = timm.list_models(module=["vision_transformer", "deit"])
-    if name not in known:
-        hint = near_misses(name, known)
-        raise argparse.ArgumentTypeError(f"timm has no plain ViT {name!r}: give one of its vit_... names.{hint}")
+    try:
+        skeleton(name)
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return name
 
 

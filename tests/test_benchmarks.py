@@ -117,8 +117,8 @@ def test_several_tasks_share_a_pass_where_gradients_do_not_cross(method, passes)
 
 WRONG = {
     "method": ("knows no 'convpas'.*Did you mean 'convpass'", "--method", "lora,convpas"),
-    "model": ("no plain ViT 'vit_tiny'", "--model", "vit_tiny"),
-    "no ViT": ("no plain ViT 'resnet50'", "--model", "resnet50"),
+    "model": ("timm has no model 'vit_tiny'", "--model", "vit_tiny"),
+    "no ViT": ("'resnet50' cannot be a backbone", "--model", "resnet50"),
     "repeat": ("'0' was given, but it takes a whole number of 1 or more", "--repeat", "0"),
     "there": ("it is there already", "--json", __file__),
     "no folder": ("there is no", "--json", "nowhere/out.json"),

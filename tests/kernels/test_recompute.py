@@ -145,3 +145,25 @@ def test_nothing_is_checkpointed_where_no_gradient_passes(monkeypatch):
         model = build(backbone, method, classes=3).train(mode)
         model.method.contacts.gradient_checkpointing = True
         model(random_images(backbone))
+
+
+def test_what_is_made_of_something_made_again_is_made_again_too(given):
+    """Two steps, of which the first is kept by nothing: both are formed from x, which is."""
+    kept = []
+
+    def cut(t):
+        return t.roll(1, 0)
+
+    def chain(x, W):
+        gates = F.linear(x, W)
+        return F.linear(recomputed(cut, recomputed(torch.mul, recomputed(F.silu, gates), x)), W)
+
+    plain = torch.autograd.grad(chain(*given).square().sum(), given)
+    with recomputing(), watched(kept.append):
+        y = chain(*given)
+    assert {t.untyped_storage().data_ptr() for t in kept} >= {t.untyped_storage().data_ptr() for t in given}
+    x, W = given
+    product = F.silu(F.linear(x, W)) * x
+    assert not any(torch.equal(t, other) for t in kept for other in (product, cut(product)) if t.shape == product.shape)
+    for ours, theirs in zip(torch.autograd.grad(y.square().sum(), given), plain, strict=True):
+        assert torch.equal(ours, theirs)

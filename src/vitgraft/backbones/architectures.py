@@ -63,8 +63,7 @@ def skeleton(architecture: str, model_args: Mapping | None = None, overlay: dict
     if tag and tag not in tags:
         there = f"choose one of {', '.join(tags)}" if tags else "there are none; leave it out"
         raise RequestError(f"timm has no weights {tag!r} for {base}: {there}.{near_misses(tag, tags)}")
-    any_size = _ANY_SIZE_OF.get(timm.model_entrypoint(base).__module__, {})
-    arguments = {**(model_args or {}), "num_classes": 0, **any_size}
+    arguments = {**(model_args or {}), "num_classes": 0, **any_size(base)}
     try:
         with torch.device("meta"):  # no random start that the weights replace anyway: 0.1 s instead of 2 s
             vit: Any = timm.create_model(architecture, pretrained=False, pretrained_cfg_overlay=overlay, **arguments)
@@ -74,6 +73,11 @@ def skeleton(architecture: str, model_args: Mapping | None = None, overlay: dict
     if reason := obstacle(found.vit):
         raise _unsupported(architecture, reason)
     return found
+
+
+def any_size(architecture: str) -> dict[str, Any]:
+    """The arguments with which a timm model of this name takes pictures of any size that its patch divides."""
+    return _ANY_SIZE_OF.get(timm.model_entrypoint(architecture.partition(".")[0]).__module__, {})
 
 
 def obstacle(vit: Any) -> str:

@@ -13,6 +13,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
 from ..contacts import Contacts
+from ..kernels.recompute import recomputed
 from .transformer import Transformer, Where
 from .weights import Loaded
 
@@ -48,6 +49,7 @@ class Swin(Transformer):
             if path == "patch_embed.norm" or path.endswith((".downsample.norm", ".downsample.reduction"))
         }
         self.affine |= between
+        self._windows = lru_cache(maxsize=64)(_Windows)
 
     @classmethod
     def takes(cls, vit: nn.Module) -> bool:
@@ -80,29 +82,38 @@ class Swin(Transformer):
     def _attention(self, path: str, x: Tensor, c: Contacts, where: Where) -> Tensor:
         attn: Any = self._at[path]
         block: Any = self._at[path.removesuffix(".attn")]
-        windows = _windows(where.grid, tuple(attn.window_size), tuple(block.shift_size), x.device)
-        extra, patches = x[:, : where.M], x[:, where.M :]
+        windows = self._windows(where.grid, tuple(attn.window_size), tuple(block.shift_size), x.device)
         B, n = len(x), len(windows.places)
-        inside = windows.cut(patches)  # [B, n, T, D]
-        if where.M:
-            inside = torch.cat([extra[:, None].expand(-1, n, -1, -1), inside], dim=2)
-        q, k, v = self._heads(path, inside.flatten(0, 1), c)  # [B n, heads, M + T, D / heads]
+
+        def inside(x: Tensor) -> Tensor:
+            """[B, M + N, D] -> [B n, M + T, D]"""
+            cut = windows.cut(x[:, where.M :])
+            if where.M:
+                cut = torch.cat([x[:, None, : where.M].expand(-1, n, -1, -1), cut], dim=2)
+            return cut.flatten(0, 1)
+
+        q, k, v = self._heads(path, recomputed(inside, x), c)  # [B n, heads, M + T, D / heads]
         bias = F.pad(self._bias_of_places(path, c), (where.M, 0, where.M, 0))
         scale = None
         if self.post_norm:  # Swin-V2: cosine attention
-            logit_scale = c.own(path).get("logit_scale", attn.logit_scale)
-            q = F.normalize(q, dim=-1) * logit_scale.clamp(max=math.log(100.0)).exp()
-            k, scale = F.normalize(k, dim=-1), 1.0
-            q, k = q.to(v.dtype), k.to(v.dtype)
+            logit_scale = c.own(path).get("logit_scale", attn.logit_scale).clamp(max=math.log(100.0)).exp()
+            q = recomputed(lambda q: (F.normalize(q, dim=-1) * logit_scale).to(q.dtype), q)
+            k, scale = recomputed(lambda k: F.normalize(k, dim=-1).to(k.dtype), k), 1.0
         if windows.apart is None:
             y = F.scaled_dot_product_attention(q, k, v, bias[None].to(q.dtype), scale=scale)
+            y = y.transpose(1, 2).flatten(2)
         else:  # windows of one picture differ: they take the place of heads
             apart = F.pad(windows.apart, (where.M, 0, where.M, 0))
             mask = (bias[None] + apart[:, None].to(bias.dtype)).flatten(0, 1)[None]
-            q, k, v = (t.unflatten(0, (B, n)).flatten(1, 2) for t in (q, k, v))
+
+            def merged(t: Tensor) -> Tensor:
+                return t.unflatten(0, (B, n)).flatten(1, 2)
+
+            # A copy. What cosine attention made of q and k is kept anyway.
+            q, k, v = (recomputed(merged, t) if self.post_norm else merged(t) for t in (q, k, v))
             y = F.scaled_dot_product_attention(q, k, v, mask.to(q.dtype), scale=scale)
-            y = y.unflatten(1, (n, -1)).flatten(0, 1)
-        y = self._call(f"{path}.proj", y.transpose(1, 2).flatten(2), c).unflatten(0, (B, n))
+            y = recomputed(lambda y: y.unflatten(1, (n, -1)).transpose(2, 3).flatten(3).flatten(0, 1), y)
+        y = self._call(f"{path}.proj", y, c).unflatten(0, (B, n))
         out = windows.join(y[:, :, where.M :])
         return torch.cat([y[:, :, : where.M].mean(1), out], dim=1) if where.M else out
 
@@ -162,6 +173,3 @@ def _regions(side: int, window: int, shift: int) -> Tensor:
     """To which of up to three stretches of one axis each place belongs, after the shift."""
     places = torch.arange(side)
     return (places >= side - window).long() + (places >= side - shift).long() * (shift > 0)
-
-
-_windows = lru_cache(maxsize=64)(_Windows)

@@ -182,6 +182,8 @@ class Transformer(Backbone):
         q, k = self._call(f"{path}.q_norm", q, c), self._call(f"{path}.k_norm", k, c)
         if where.rotary is not None:
             q, k = where.rotary(q).to(v.dtype), where.rotary(k).to(v.dtype)
+            if attn.qkv is not None and v.requires_grad:
+                v = v.clone()  # a view would keep all of qkv for backward, beside q and k as they are now
         if (groups := q.shape[1] // k.shape[1]) > 1:  # fewer heads of keys than of queries
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         if where.wanted is not None:
@@ -205,16 +207,24 @@ class Transformer(Backbone):
 
     def _mlp(self, path: str, x: Tensor, c: Contacts) -> Tensor:
         mlp: Any = self._at[path]
+        wide: tuple[Tensor, ...]
         if type(mlp) is Mlp:
-            x = recomputed(mlp.act, self._call(f"{path}.fc1", x, c))
+            wide = (self._call(f"{path}.fc1", x, c),)
         elif type(mlp) is GluMlp:
-            a, b = self._call(f"{path}.fc1", x, c).chunk(2, dim=-1)
-            x = a * mlp.act(b) if mlp.gate_last else mlp.act(a) * b
+            wide = self._call(f"{path}.fc1", x, c).chunk(2, dim=-1)[:: -1 if mlp.gate_last else 1]
         elif type(mlp) is SwiGLU:
-            x = mlp.act(self._call(f"{path}.fc1_g", x, c)) * self._call(f"{path}.fc1_x", x, c)
+            wide = (self._call(f"{path}.fc1_g", x, c), self._call(f"{path}.fc1_x", x, c))
         else:  # trained tensors reach it, its linears are not among `linears`
             return self._call(path, x, c)
-        return self._call(f"{path}.fc2", self._call(f"{path}.norm", x, c), c)
+
+        def active(gate: Tensor, *value: Tensor) -> Tensor:
+            y = recomputed(mlp.act, gate)
+            return y * value[0] if value else y
+
+        x = recomputed(active, *wide)
+        if type(mlp.norm) is not nn.Identity:
+            x = recomputed(partial(self._call, f"{path}.norm", c=c), x)
+        return self._call(f"{path}.fc2", x, c)
 
     def _call(self, path: str, x: Tensor, c: Contacts) -> Tensor:
         """The module at `path`, with the method's copies of its tensors, or as the method has changed it."""

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-Function = Callable[[Tensor], Tensor]
+Function = Callable[..., Tensor]
 
 
 class Recipe(NamedTuple):
-    """How to make the tensor `made` again: function(inputs)."""
+    """How to make the tensor `made` again: function(*inputs)."""
 
     made: weakref.ref[Tensor]
     function: Function
-    inputs: Tensor
+    inputs: tuple[Tensor | Packed, ...]
 
 
 class Packed(NamedTuple):
@@ -48,16 +48,12 @@ def recomputing() -> Iterator[None]:
     recipes: dict[int, Recipe] = {}
 
     def pack(t: Tensor) -> Tensor | Packed:
-        if t.layout is not torch.strided:  # a sparse tensor has no storage of its own
-            return t
-        recipe = recipes.get(_identity(t))
-        made = None if recipe is None else recipe.made()
-        # A storage whose tensor is gone may be another's by now.
-        if recipe is not None and made is not None and t.numel() == made.numel() and t.is_contiguous():
-            return Packed(recipe, t.shape)
-        for watch in _watchers:
-            watch(t)
-        return t
+        kept = _packed(t, recipes)
+        if _watchers:
+            for tensor in _tensors(kept):
+                for watch in _watchers:
+                    watch(tensor)
+        return kept
 
     _recipes.append(recipes)
     try:
@@ -68,12 +64,15 @@ def recomputing() -> Iterator[None]:
         recipes.clear()
 
 
-def recomputed(function: Function, inputs: Tensor) -> Tensor:
-    """function(inputs), contiguous; function must be cheap, give the same each time, and keep its inputs by itself."""
-    made = function(inputs)
+def recomputed(function: Function, *inputs: Tensor) -> Tensor:
+    """function(*inputs); function must be cheap and give the same each time, and its inputs must be kept
+    anyway, or be made by `recomputed` themselves."""
+    made = function(*inputs)
     # Backward runs outside autocast, where what was widened would come out narrow.
-    if _recipes and made.requires_grad and made.dtype == inputs.dtype:
-        _recipes[-1][_identity(made)] = Recipe(weakref.ref(made), function, inputs.detach())
+    if _recipes and made.requires_grad and made.dtype == inputs[0].dtype:
+        recipes = _recipes[-1]
+        given = tuple(_packed(t.detach(), recipes) for t in inputs)
+        recipes[_identity(made)] = Recipe(weakref.ref(made), function, given)
     return made
 
 
@@ -115,11 +114,33 @@ def watched(watch: Callable[[Tensor], object]) -> Iterator[None]:
         _watchers.remove(watch)
 
 
+def _packed(t: Tensor, recipes: dict[int, Recipe]) -> Tensor | Packed:
+    """How a tensor is made again, if it is one of those."""
+    if t.layout is not torch.strided:  # a sparse tensor has no storage of its own
+        return t
+    recipe = recipes.get(_identity(t))
+    made = None if recipe is None else recipe.made()
+    if recipe is None or made is None:  # a storage whose tensor is gone may be another's by now
+        return t
+    whole = t.numel() == made.numel() and t.is_contiguous() and made.is_contiguous()
+    itself = t.shape == made.shape and t.stride() == made.stride()
+    return Packed(recipe, t.shape) if whole or itself else t
+
+
+def _tensors(kept: Tensor | Packed) -> Iterator[Tensor]:
+    """What is in memory for it."""
+    if isinstance(kept, Tensor):
+        yield kept
+    else:
+        for given in kept.recipe.inputs:
+            yield from _tensors(given)
+
+
 def _unpack(kept: Tensor | Packed) -> Tensor:
     if isinstance(kept, Tensor):
         return kept
     with torch.no_grad():
-        return kept.recipe.function(kept.recipe.inputs).view(kept.shape)
+        return kept.recipe.function(*map(_unpack, kept.recipe.inputs)).view(kept.shape)
 
 
 def _identity(t: Tensor) -> int:

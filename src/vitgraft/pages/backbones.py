@@ -47,7 +47,7 @@ def table(pattern: str = "*") -> list[dict[str, Any]]:
                 "name": name,
                 "family": named[name],
                 "parameters": parameters or None,
-                "licence": timm.get_pretrained_cfg(name).license,
+                "licence": getattr(timm.get_pretrained_cfg(name), "license", None),
                 "tried": None if refused else "real weights" if architecture in REAL else "random weights",
                 "refused": refused or None,
             }
@@ -76,7 +76,7 @@ def text(rows: list[dict[str, Any]]) -> str:
     taken = Counter(row["family"] for row in rows if row["tried"])
     lines += ["", *(f"{family:8} {taken[family]:>3} of {n:>3} are taken" for family, n in every.items()), ""]
     lines += [
-        "parameters: without a head. tried with: random weights of the architecture, with which the pass equals timm's;",
-        "or real ones of it too. Weights in the form of transformers are read from their folder.",
+        "parameters: without a head. tried with: random weights of the architecture, whose pass equals timm's; or real",
+        "ones of it too. Weights in the form of transformers are read from their folder.",
     ]
     return "\n".join(lines)
