@@ -328,7 +328,7 @@ def test_a_run_becomes_one_file_that_says_what_it_knows(run, ground, tmp_path, c
     assert images.shape == (3, 3, 24, 40)
     expected = torch.tensor([list(row["probabilities"].values()) for row in rows])
     torch.testing.assert_close(answers(known["model"], images).softmax(1), expected, rtol=1e-4, atol=1e-6)
-    assert weights._read(file)[1].keys() == {"architecture", "model_args", "pretrained_cfg", "source"}
+    assert weights._read(file)[1].keys() == {"architecture", "model_args", "pretrained_cfg", "source", "license"}
     shown = json.loads(weights._read(file)[1]["pretrained_cfg"])
     assert shown["label_names"] == list(CLASSES)
     assert shown["input_size"] == [3, 24, 40]

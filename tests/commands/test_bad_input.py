@@ -167,7 +167,7 @@ def test_an_unknown_method_among_methods(refused):
 def test_an_unknown_backbone(refused_fit):
     has(refused_fit("--backbone", "vit_bas_patch16_224"), "no model 'vit_bas_patch16_224'", "Did you mean")
     has(refused_fit("--backbone", "vit_bas_patch16_224"), "'vit_base_patch16_224'")
-    has(refused_fit("--backbone", "resnet18"), "'resnet18' cannot be a backbone", "plain VisionTransformer", "choose")
+    has(refused_fit("--backbone", "resnet18"), "'resnet18' cannot be a backbone", "it is a ResNet", "choose")
     has(refused_fit("--backbone", "not/there.safetensors"), "there is no such file", "give a .safetensors")
 
 
