@@ -24,14 +24,34 @@ def gradients(function, inputs):
     return torch.autograd.grad(made, inputs, torch.randn(made.shape, dtype=torch.float64).to(made.dtype))
 
 
+@pytest.mark.parametrize("masks", [0, 1, 3])
 @pytest.mark.parametrize("queries", [9, 1])
 @pytest.mark.parametrize("at_once", [1, 2000, 2**22], ids=["a head", "some pictures", "all"])
-def test_the_gradients_are_those_of_softmax_attention(queries, at_once, monkeypatch):
+def test_the_gradients_are_those_of_softmax_attention(masks, queries, at_once, monkeypatch):
+    """masks: how many there are, at which pictures take turns."""
     monkeypatch.setattr(ours, "AT_ONCE", at_once)
-    inputs = drawn(torch.float64, queries)
-    wanted = gradients(F.scaled_dot_product_attention, inputs)
-    for made, right in zip(gradients(ours._Attention.apply, inputs), wanted, strict=True):
-        torch.testing.assert_close(made, right, rtol=1e-12, atol=1e-12)
+    inputs = drawn(torch.float64, queries, pictures=6)
+    mask = torch.randn(masks, 2, queries, 9, dtype=torch.float64) if masks else None
+    each = mask.repeat(6 // masks, 1, 1, 1) if masks else None
+    own = [
+        lambda q, k, v: ours._Attention.apply(q, k, v, mask, 0.3),
+        lambda q, k, v: attention(q, k, v, mask, scale=0.3),
+    ]
+
+    def theirs(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, each, scale=0.3)
+
+    for function in own:
+        torch.testing.assert_close(function(*inputs), theirs(*inputs), rtol=1e-12, atol=1e-12)
+        for made, right in zip(gradients(function, inputs), gradients(theirs, inputs), strict=True):
+            torch.testing.assert_close(made, right, rtol=1e-12, atol=1e-12)
+
+
+def test_a_mask_that_trains_has_a_gradient():
+    inputs = drawn(torch.bfloat16, pictures=6)
+    mask = torch.randn(3, 2, 9, 9, dtype=torch.bfloat16, requires_grad=True)
+    attention(*inputs, mask).float().square().sum().backward()
+    assert mask.grad.abs().sum() > 0
 
 
 def test_in_bf16_they_are_no_further_off_than_torchs_own():

@@ -13,6 +13,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
 from ..contacts import Contacts
+from ..kernels.attention import attention
 from ..kernels.recompute import recomputed
 from .transformer import Transformer, Where
 from .weights import Loaded
@@ -93,26 +94,17 @@ class Swin(Transformer):
             return cut.flatten(0, 1)
 
         q, k, v = self._heads(path, recomputed(inside, x), c)  # [B n, heads, M + T, D / heads]
-        bias = F.pad(self._bias_of_places(path, c), (where.M, 0, where.M, 0))
+        mask = self._bias_of_places(path, c)[None]  # [1, heads, T, T]
+        if windows.apart is not None:
+            mask = mask + windows.apart[:, None].to(mask.dtype)
+        mask = F.pad(mask, (where.M, 0, where.M, 0)).to(q.dtype)
         scale = None
         if self.post_norm:  # Swin-V2: cosine attention
             logit_scale = c.own(path).get("logit_scale", attn.logit_scale).clamp(max=math.log(100.0)).exp()
             q = recomputed(lambda q: (F.normalize(q, dim=-1) * logit_scale).to(q.dtype), q)
             k, scale = recomputed(lambda k: F.normalize(k, dim=-1).to(k.dtype), k), 1.0
-        if windows.apart is None:
-            y = F.scaled_dot_product_attention(q, k, v, bias[None].to(q.dtype), scale=scale)
-            y = y.transpose(1, 2).flatten(2)
-        else:  # windows of one picture differ: they take the place of heads
-            apart = F.pad(windows.apart, (where.M, 0, where.M, 0))
-            mask = (bias[None] + apart[:, None].to(bias.dtype)).flatten(0, 1)[None]
-
-            def merged(t: Tensor) -> Tensor:
-                return t.unflatten(0, (B, n)).flatten(1, 2)
-
-            # A copy. What cosine attention made of q and k is kept anyway.
-            q, k, v = (recomputed(merged, t) if self.post_norm else merged(t) for t in (q, k, v))
-            y = F.scaled_dot_product_attention(q, k, v, mask.to(q.dtype), scale=scale)
-            y = recomputed(lambda y: y.unflatten(1, (n, -1)).transpose(2, 3).flatten(3).flatten(0, 1), y)
+        y = attention(q, k, v, mask, scale=scale, remade=self.post_norm)
+        y = recomputed(lambda y: y.transpose(1, 2).flatten(2), y)
         y = self._call(f"{path}.proj", y, c).unflatten(0, (B, n))
         out = windows.join(y[:, :, where.M :])
         return torch.cat([y[:, :, : where.M].mean(1), out], dim=1) if where.M else out

@@ -14,32 +14,56 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .recompute import recomputed
+
 MOST_TOKENS = 600
 AT_ONCE = 2**20  # bytes of float32 scores: what the caches hold
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v: q [B, h, T, d], k and v [B, h, S, d] -> [B, h, T, d]."""
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, scale: float | None = None, remade: bool = False
+) -> Tensor:
+    """softmax(scale q k^T + mask) v: q [B, h, T, d], k and v [B, h, S, d] -> [B, h, T, d].
+
+    mask [n, h, T, S]: of picture i mask i % n. scale: 1 / sqrt(d) unless given. remade: q, k and v are made again in
+    backward wherever they would be kept, so copies of them should be too.
+    """
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and max(q.shape[2], k.shape[2]) <= MOST_TOKENS
-    if slow and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        made: Tensor = _Attention.apply(q, k, v)
+    fixed = mask is None or not mask.requires_grad
+    if slow and fixed and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        made: Tensor = _Attention.apply(q, k, v, mask, scale)
         return made
-    return F.scaled_dot_product_attention(q, k, v)
+    return _fused(q, k, v, mask, scale, remade)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, remade: bool = False) -> Tensor:
+    """torch's. Where masks differ from picture to picture they take the place of heads, which it knows."""
+    if mask is None or len(mask) == 1:
+        return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+    n = len(mask)
+
+    def as_heads(t: Tensor) -> Tensor:
+        return t.unflatten(0, (-1, n)).flatten(1, 2)
+
+    q, k, v = (recomputed(as_heads, t) if remade else as_heads(t) for t in (q, k, v))
+    y = F.scaled_dot_product_attention(q, k, v, mask.flatten(0, 1)[None], scale=scale)
+    return y.unflatten(1, (n, -1)).flatten(0, 1)
 
 
 class _Attention(torch.autograd.Function):
     """torch's forward; in backward the scores are formed again, in float32 at least, of some heads at a time."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        ctx.save_for_backward(q, k, v)
-        return F.scaled_dot_product_attention(q, k, v)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+        ctx.save_for_backward(q, k, v, mask)
+        ctx.scale = q.shape[-1] ** -0.5 if scale is None else scale
+        return _fused(q, k, v, mask, scale)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = ctx.saved_tensors
-        B, h, T, d = q.shape
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, mask = ctx.saved_tensors
+        B, h, T, _ = q.shape
         wide = torch.promote_types(q.dtype, torch.float32)
         grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         some = max(1, AT_ONCE // (4 * T * k.shape[2]))
@@ -47,9 +71,12 @@ class _Attention(torch.autograd.Function):
         for i, j in product(range(0, B, pictures), range(0, h, heads)):
             at = slice(i, i + pictures), slice(j, j + heads)
             Q, K, V, G = (t[at].flatten(0, 1) for t in (q, k, v, grad))
-            weights = torch.softmax(Q.to(wide) * d**-0.5 @ K.to(wide).mT, -1)
+            scores = Q.to(wide) * ctx.scale @ K.to(wide).mT
+            if mask is not None:
+                scores = scores + mask[torch.arange(i, min(i + pictures, B)) % len(mask), at[1]].flatten(0, 1)
+            weights = torch.softmax(scores, -1)
             into = (G @ V.mT).to(wide)
-            into = (weights * (into - (weights * into).sum(-1, keepdim=True)) * d**-0.5).to(q.dtype)
+            into = (weights * (into - (weights * into).sum(-1, keepdim=True)) * ctx.scale).to(q.dtype)
             for made, part in zip(grads, (into @ K, into.mT @ Q, weights.to(q.dtype).mT @ G), strict=True):
                 made[at] = part.view_as(made[at])
-        return grads
+        return *grads, None, None
