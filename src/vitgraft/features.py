@@ -16,14 +16,14 @@ class Activations:
     grids   [(h, w), ...]  of each stage: of its N = h*w patch tokens, which stand behind the P prefix tokens
     taps    block -> [B, P+N, D]  output of the block, normalised if the contact says so
     extra   block -> [B, M, D]    what became of the block's extra tokens
-    ends    [[B, N, D], ...]  what each stage ends in, normalised: of backbones of several, where maps are wanted
+    patches [[B, N, D], ...]  what the patch tokens are after each of the blocks that were asked for, normalised
     """
 
     tokens: Tensor
     grids: list[tuple[int, int]]
     taps: dict[int, Tensor] = field(default_factory=dict)
     extra: dict[int, Tensor] = field(default_factory=dict)
-    ends: list[Tensor] = field(default_factory=list)
+    patches: list[Tensor] = field(default_factory=list)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -32,12 +32,12 @@ class Activations:
 
     def tensors(self) -> list[Tensor]:
         """All of them, in a fixed order."""
-        return [self.tokens, *self.taps.values(), *self.extra.values(), *self.ends]
+        return [self.tokens, *self.taps.values(), *self.extra.values(), *self.patches]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Activations:
         """The same of every tensor changed."""
         taps, extra = ({i: change(t) for i, t in of.items()} for of in (self.taps, self.extra))
-        return Activations(change(self.tokens), self.grids, taps, extra, [change(t) for t in self.ends])
+        return Activations(change(self.tokens), self.grids, taps, extra, [change(t) for t in self.patches])
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +40,7 @@ class Method(nn.Module):
     keeps: ClassVar[float] = 0.6  # budget: bytes kept for backward, as a share of what timm's model keeps, all trained
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}  # argument -> the words that it takes
     dense: ClassVar[dict[str, Any]] = {}  # arguments whose default differs in the dense tasks
+    own_maps: ClassVar[bool] = False  # whether its maps are not the backbone's, but those of a side network
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()  # other forms to hold to the same promises, as arguments
 
     def __init__(self) -> None:
@@ -107,8 +108,11 @@ class Method(nn.Module):
     def consolidate(self) -> None:
         """From the form that trains to the form that is stored and loaded: the same, unless overridden."""
 
-    def read(self, backbone: Backbone, images: Tensor, *, pooled_only: bool = False) -> Activations:
-        """The pass through the backbone, images [B, 3, H, W]; pooled_only: for features without maps.
+    def read(
+        self, backbone: Backbone, images: Tensor, *, pooled_only: bool = False, patches: Collection[int] = ()
+    ) -> Activations:
+        """The pass through the backbone, images [B, 3, H, W]; pooled_only: for features without maps; patches: the
+        blocks whose patch tokens maps are made of, besides the last.
 
         Where gradients do not cross the backbone it is a function of the picture alone: it is taken without autograd,
         and may be computed once and kept.
@@ -119,13 +123,15 @@ class Method(nn.Module):
                 "load an adapter; `fit` does it by itself."
             )
         with torch.set_grad_enabled(self.crosses_backbone and torch.is_grad_enabled()):
-            return backbone(images, self.contacts, pooled_only=pooled_only)
+            return backbone(images, self.contacts, pooled_only=pooled_only, patches=patches)
 
     def features(self, backbone: Backbone, images: Tensor, activations: Activations) -> Features:
-        """What the head receives, from the picture and the pass through the backbone."""
+        """What the head receives, from the picture and the pass through the backbone: one map, of the last block; or
+        those of the stages, where there are several."""
         features = Features(backbone.pool(activations.tokens, self.contacts), [])
-        ends, grids = activations.ends or [activations.tokens[:, backbone.prefix :]], activations.grids
-        for patches, (h, w) in zip(ends, grids[-len(ends) :], strict=True):
+        several = len(backbone.stages) > 1
+        maps = activations.patches if several else [activations.tokens[:, backbone.prefix :]]
+        for patches, (h, w) in zip(maps, activations.grids, strict=False):
             if patches.shape[1]:
                 features.maps.append((images.shape[-2] / h, patches.mT.unflatten(2, (h, w))))
         return features

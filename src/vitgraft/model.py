@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import heads, methods
 from .backbones import Backbone
+from .common.errors import RequestError
 from .features import Activations
 from .heads.pyramid import Pyramid
 from .kernels.recompute import recomputing
@@ -21,14 +22,22 @@ PIXELS_PER_PATCH = 16  # in pictures of the dense tasks, whatever the backbone's
 
 class Model(nn.Module):
     """One task: a frozen backbone (which other models may share), a method, a head; and a neck, where the head needs
-    more maps than the method makes."""
+    more maps than the method makes. patches: the blocks whose patch tokens maps are made of, besides the last."""
 
-    def __init__(self, backbone: Backbone, method: Method, head: Any, neck: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        method: Method,
+        head: Any,
+        neck: nn.Module | None = None,
+        patches: tuple[int, ...] = (),
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.method = method
         self.neck = neck
         self.head = head
+        self.patches = patches
 
     def forward(
         self,
@@ -54,12 +63,13 @@ class Model(nn.Module):
         H, W = images.shape[-2:]
         features.size, features.sizes = (H, W), sizes or [(H, W)] * len(images)
         if self.neck is not None:
-            features = self.neck(features)
+            features = self.neck(features, activations)
         return self.head(features, targets)
 
     def read(self, images: Tensor) -> Activations:
         """The pass through the backbone, images [B, 3, H, W]."""
-        return self.method.read(self.backbone, self.seen(images), pooled_only=not self.head.levels)
+        seen = self.seen(images)
+        return self.method.read(self.backbone, seen, pooled_only=not self.head.levels, patches=self.patches)
 
     def seen(self, images: Tensor) -> Tensor:
         """What the backbone sees of images [B, 3, H, W].
@@ -103,13 +113,15 @@ def build(
     task: str = "classify",
     head: str | None = None,
     head_options: Mapping[str, Any] | None = None,
+    neck_blocks: int = 4,
     seed: int = 0,
     **arguments: Any,
 ) -> Model:
     """A model for `classes` classes, where the backbone lies. Its tensors are drawn from `seed`; the global generator
     is left as it was.
 
-    head: one of the task's, its first unless given, with its own options. arguments: of the method.
+    head: one of the task's, its first unless given, with its own options. neck_blocks: how many blocks a neck makes
+    maps of, where the head needs one: the last, and others at equal distances. arguments: of the method.
     """
     name = head or heads.names(task)[0]
     levels = heads.find(task, name).levels
@@ -118,7 +130,23 @@ def build(
         torch.manual_seed(seed)
         made.attach(backbone)
         channels = made.map_channels if levels else (made.width,)
-        neck = Pyramid(*channels) if len(channels) < levels else None
+        patches: tuple[int, ...] = ()
+        neck = None
+        if len(channels) < levels:
+            patches = _evenly(backbone, neck_blocks)
+            neck = Pyramid(channels[0], reads=[backbone.blocks[i].width for i in patches])
+        elif levels and len(backbone.stages) > 1 and not made.own_maps:
+            patches = tuple(stage[-1] for stage in backbone.stages)
         made_head = heads.create(task, name, neck.channels if neck else channels, classes, **(head_options or {}))
-    model = Model(backbone, made, made_head, neck)
+    model = Model(backbone, made, made_head, neck, patches)
     return model.to(next(backbone.parameters()).device)
+
+
+def _evenly(backbone: Backbone, n: int) -> tuple[int, ...]:
+    """n blocks at equal distances, of which the last, whose output is normalised anyway, is left out."""
+    L = backbone.depth
+    if not 1 <= n <= L:
+        raise RequestError(
+            f"Maps were to be made of {n} blocks, but {backbone.name} has {L}: give neck_blocks from 1 to {L}."
+        )
+    return tuple((i + 1) * L // n - 1 for i in range(n - 1))

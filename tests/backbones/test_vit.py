@@ -19,16 +19,18 @@ GRIDS = [(4, 4), (3, 5), (7, 7), (1, 2)]
 def test_without_contacts_it_is_timms_forward(backbone, grid):
     images = random_images(backbone, grid)
     with torch.no_grad():
-        ours = backbone(images)
+        ours = backbone(images, patches=[stage[-1] for stage in backbone.stages])
         tokens = backbone.vit.forward_features(images)
         pooled = backbone.vit.forward_head(tokens, pre_logits=True)
     h, w = ours.grid
     if len(backbone.stages) == 1:
         assert ours.grid == grid
-        assert not ours.ends
+        assert [patches.shape[1:] for patches in ours.patches] == [(h * w, 48)]
     else:
         assert ours.grids[2] == grid
-        assert [end.shape[1:] for end in ours.ends] == [(h * w, 24 * 2**s) for s, (h, w) in enumerate(ours.grids)]
+        assert [patches.shape[1:] for patches in ours.patches] == [
+            (h * w, 24 * 2**s) for s, (h, w) in enumerate(ours.grids)
+        ]
         tokens = tokens.flatten(1, 2)
     assert ours.tokens.shape == (3, backbone.prefix + h * w, backbone.width)
     torch.testing.assert_close(ours.tokens, tokens)

@@ -3,12 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers_backbones import random_backbone, random_images
 from helpers_heads import check_gradients, features, made, objects, parameters, shaken
 
-from vitgraft import heads
+from vitgraft import build, heads
 from vitgraft.common.errors import RequestError
-from vitgraft.features import Features
+from vitgraft.contacts import Contacts
+from vitgraft.features import Activations, Features
 from vitgraft.heads.pyramid import Pyramid
+
+ALONE = Activations(torch.zeros(0), [])  # no other block is read
 
 
 def layer_norm(x, weight, bias):
@@ -20,7 +24,7 @@ def layer_norm(x, weight, bias):
 def test_is_the_papers():
     pyramid = shaken(made(Pyramid, 16)).double()
     given = features(channels=(16,), dtype=torch.float64)
-    found = pyramid(given)
+    found = pyramid(given, ALONE)
     x = given.maps[0][1]
     t = dict(pyramid.state_dict())
     up = F.conv_transpose2d(x, t["scales.0.0.weight"], t["scales.0.0.bias"], stride=2)
@@ -40,12 +44,64 @@ def test_is_the_papers():
     assert found.pooled is given.pooled
 
 
+def test_earlier_blocks_are_added_from_zero():
+    pyramid = made(Pyramid, 16, reads=(16, 16)).double()
+    assert parameters(pyramid) == 9 * 16 * 16 / 2 + 9 * 16 / 4 + 16 * 33
+    given = features(channels=(16,), dtype=torch.float64)
+    B, D, h, w = given.maps[0][1].shape
+    blocks = [torch.randn(B, h * w, D, dtype=torch.float64) for _ in range(2)]
+    read = Activations(torch.zeros(0), [(h, w)], patches=blocks)
+    alone = made(Pyramid, 16).double()
+    alone.load_state_dict(pyramid.state_dict(), strict=False)
+    for (_, ours), (_, theirs) in zip(pyramid(given, read).maps, alone(given, ALONE).maps, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    shaken(pyramid)
+    W, b = pyramid.mix.weight, pyramid.mix.bias
+    added = blocks[0] @ W[:, :16].T + blocks[1] @ W[:, 16:].T + b
+    expected = given.maps[0][1] + added.mT.reshape(B, D, h, w)
+    torch.testing.assert_close(pyramid(given, read).maps[2][1], expected)
+
+
+def test_which_blocks_are_read(cls):
+    """The last is the map itself; the others lie at equal distances."""
+    for n, patches in ((1, ()), (2, (1,)), (3, (0, 1)), (4, (0, 1, 2))):
+        model = build(cls, "linear", classes=2, task="segment", neck_blocks=n)
+        assert model.patches == patches
+    images = random_images(cls)
+    found = model.read(images)
+    assert len(found.patches) == 3
+    plain = Contacts()
+    plain.tap(cls, 1)
+    expected = F.layer_norm(cls(images, plain).taps[1][:, cls.prefix :], (48,))
+    torch.testing.assert_close(found.patches[1], expected)
+    assert build(cls, "linear", classes=2, task="segment", head="linear").patches == ()  # no neck
+    assert build(cls, "hst", classes=2, task="segment").patches == ()
+    assert build(cls, "linear", classes=2).patches == ()
+    with pytest.raises(RequestError, match="made of 5 blocks, but tiny cls has 4: give neck_blocks from 1 to 4"):
+        build(cls, "linear", classes=2, task="segment", neck_blocks=5)
+
+
+def test_a_backbone_with_stages_gives_their_maps():
+    swin = random_backbone("swin")
+    model = build(swin, "linear", classes=2, task="segment")
+    assert model.neck is None
+    assert model.patches == (1, 2, 4, 5)
+    images = torch.randn(2, 3, 64, 96)
+    maps = model.method.features(swin, images, model.read(images)).maps
+    assert [(stride, m.shape[1:]) for stride, m in maps] == [
+        (4, (24, 16, 24)),
+        (8, (48, 8, 12)),
+        (16, (96, 4, 6)),
+        (32, (192, 2, 3)),
+    ]
+
+
 def test_a_cell_reaches_only_its_own_place():
     pyramid = made(Pyramid, 8).double()
     x = torch.randn(1, 8, 6, 8, dtype=torch.float64)
     other = x.clone()
     other[:, :, 2, 5] += 1
-    maps = [pyramid(Features(x.mean((2, 3)), [(16, each)], (96, 128))).maps for each in (x, other)]
+    maps = [pyramid(Features(x.mean((2, 3)), [(16, each)], (96, 128)), ALONE).maps for each in (x, other)]
     for (stride, a), (_, b) in zip(*maps, strict=True):
         rows, columns = (a != b).any(1)[0].nonzero().T.double() * stride
         assert 32 <= rows.min() <= rows.max() < 48 if stride < 32 else set(rows.tolist()) == {32}
@@ -76,7 +132,7 @@ def test_every_head_behind_it(task, name):
     given = features(channels=(16,))
     targets = torch.randint(3, (2, 64, 96)) if task == "segment" else objects(given, masks=task == "instance")
     torch.manual_seed(0)
-    losses = head(pyramid(given), targets)
+    losses = head(pyramid(given, ALONE), targets)
     if name == "linear":
         pyramid = torch.nn.Identity()  # which reads the one map that was there before
     check_gradients(torch.nn.ModuleList([pyramid, head]), losses)

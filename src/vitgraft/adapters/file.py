@@ -123,7 +123,8 @@ def load(path: str | Path, backbone: Backbone | None = None) -> Adapter:
             "load the weights that it was trained on."
         )
     classes = len(header["classes"])
-    head = {"head": header["head"]["name"], "head_options": header["head"]["options"]}
+    told = header["head"]
+    head = {"head": told["name"], "head_options": told["options"], "neck_blocks": told["neck_blocks"]}
     model = build(backbone, header["method"], classes=classes, task=header["task"], **head, **header["arguments"])
     model.method.consolidate()
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -91,10 +91,18 @@ class Backbone(nn.Module):
         """Whether a model of timm is of this family."""
         raise NotImplementedError
 
-    def forward(self, images: Tensor, contacts: Contacts | None = None, *, pooled_only: bool = False) -> Activations:
+    def forward(
+        self,
+        images: Tensor,
+        contacts: Contacts | None = None,
+        *,
+        pooled_only: bool = False,
+        patches: Collection[int] = (),
+    ) -> Activations:
         """images [B, 3, H, W] (normalised), with a method's contacts or none -> Activations.
 
-        pooled_only: nothing but `pool` will look at the tokens, so what it does not read may be left out.
+        pooled_only: nothing but `pool` will look at the tokens, so what it does not read may be left out. patches: the
+        blocks whose patch tokens are wanted too.
         """
         raise NotImplementedError
 

@@ -6,6 +6,7 @@ Written out over timm's own modules, because the contacts lie inside its blocks.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -85,19 +86,25 @@ class Transformer(Backbone):
             parts["fc2"] = _whole(self._at, f"{path}.mlp.fc2")
         return Block(path, width, attn.num_heads, parts)
 
-    def forward(self, images: Tensor, contacts: Contacts | None = None, *, pooled_only: bool = False) -> Activations:
+    def forward(
+        self,
+        images: Tensor,
+        contacts: Contacts | None = None,
+        *,
+        pooled_only: bool = False,
+        patches: Collection[int] = (),
+    ) -> Activations:
         """images [B, 3, H, W] (normalised), with a method's contacts or none -> Activations.
 
         pooled_only: nothing but `pool` will look at the tokens. Where it takes CLS, the last block then computes its
-        sub-layers for the prefix tokens alone, and these are all that is given. Without it, backbones of several stages
-        hand back what each of them ends in, normalised.
+        sub-layers for the prefix tokens alone, and these are all that is given. patches: the blocks whose patch tokens
+        are wanted too.
         """
         c = self._in_effect(contacts)
         x, grid = self._embed(images, c)
         end = self.depth - 1
         checkpoints = c.gradient_checkpointing and c.training and c.inside and torch.is_grad_enabled()
         short = pooled_only and self.pooling == "token" and end not in c.taps
-        ends = set() if pooled_only or len(self.stages) == 1 else {stage[-1] for stage in self.stages}
         firsts = {stage[0]: s for s, stage in enumerate(self.stages) if s}
         found = Activations(x, [grid])
         drop = c.drop_path if c.training and c.inside else 0.0
@@ -122,8 +129,8 @@ class Transformer(Backbone):
                 M = 0
             if i in c.taps:
                 found.taps[i] = self._tap(x[:, M:] if M else x, c.taps[i])
-            if i in ends:
-                found.ends.append(self._tap(x, True))
+            if i in patches:
+                found.patches.append(self._tap(x[:, M + self.prefix :], True))
         found.tokens = self._call("norm", x, c)
         return found
 

@@ -74,6 +74,9 @@ class Settings:
     jitter: tuple[float, float] | None = _option(
         None, "least and most of a training picture's random scale (default: 0.5 2)", DENSE
     )
+    neck_blocks: int = _option(
+        4, "blocks of the backbone that maps are made of, where the head needs more maps than the method makes", DENSE
+    )
     sliding: bool = _option(False, "measure and predict in overlapping windows of image_size", ("segment",))
     precision: str = _option("auto", "auto (bf16 where the processor has it), bf16, 32 or 64")
     seed: int = _option(0, "of the initial tensors, the order of the pictures, and a split that is made")
@@ -100,7 +103,7 @@ class Settings:
                 words = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
                 raise RequestError(f"{setting.name} is {value!r}, but must be {words}: give another value.")
         least = dict.fromkeys(("workers", "views", "weight_decay", "memory", "cache_size"), 0)
-        least |= dict.fromkeys(("epochs", "batch_size", "devices"), 1)
+        least |= dict.fromkeys(("epochs", "batch_size", "devices", "neck_blocks"), 1)
         for name, low in least.items():
             if not low <= getattr(self, name) < math.inf:
                 raise RequestError(f"{name} is {getattr(self, name)}, but must be at least {low}: give another value.")

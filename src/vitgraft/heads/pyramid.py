@@ -1,14 +1,16 @@
-"""Four maps out of one, so that a plain ViT runs every dense head."""
+"""Four maps out of one, so that a plain ViT runs every dense head; and out of several blocks, not the last alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from timm.layers import LayerNorm2d
 from torch import nn
 
 from ..common.errors import RequestError
-from ..features import Features
+from ..features import Activations, Features
 
 
 class Pyramid(nn.Module):
@@ -17,10 +19,13 @@ class Pyramid(nn.Module):
     Transposed convolutions up, a LayerNorm over channels and GELU between the two of stride 4, max pooling down. The
     convolutions behind each map there are the lateral ones of the FPN in the heads here. Widths: D/4, D/2, D, D.
 
-    Parameters: 9/2 D^2 + 9/4 D.
+    reads: the widths of earlier blocks. Ours: what their patches are, normalised, is mixed by one linear layer, which
+    starts at zero, and added to the map. The last block of a ViT has given up what is fine for what is global.
+
+    Parameters: 9/2 D^2 + 9/4 D, and D (sum of reads + 1).
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, reads: Sequence[int] = ()) -> None:
         super().__init__()
         if width % 4:
             raise RequestError(
@@ -28,6 +33,10 @@ class Pyramid(nn.Module):
                 "whose width is a multiple of 4."
             )
         D = width
+        self.mix = nn.Linear(sum(reads), D) if reads else None
+        if self.mix is not None:
+            nn.init.zeros_(self.mix.weight)
+            nn.init.zeros_(self.mix.bias)
         self.channels = (D // 4, D // 2, D, D)
         up2 = nn.ConvTranspose2d(D, D // 2, 2, stride=2)
         up4 = nn.ConvTranspose2d(D // 2, D // 4, 2, stride=2)
@@ -40,8 +49,10 @@ class Pyramid(nn.Module):
             ]
         )
 
-    def forward(self, features: Features) -> Features:
+    def forward(self, features: Features, activations: Activations) -> Features:
         """The same features with [B, D, h, w], their only map, as four [B, channels[i], h_i, w_i]; h and w even."""
         [(stride, x)] = features.maps
+        if self.mix is not None:
+            x = x + self.mix(torch.cat(activations.patches, dim=-1)).mT.unflatten(2, x.shape[-2:])
         maps = [(stride * times, scale(x)) for times, scale in zip((0.25, 0.5, 1, 2), self.scales, strict=True)]
         return replace(features, maps=maps)

@@ -56,6 +56,7 @@ class HST(Method):
     10,404,096.
     """
 
+    own_maps = True
     title = "HST, hierarchical side-tuning"
     paper = "Lin et al. 2023, arXiv 2310.05393"
     published = "VTAB-1k 76.1 (mean of 19, ViT-B/16 AugReg IN-21k, best epoch on test; abstract, v3)"

@@ -108,6 +108,7 @@ def fit(
             task=task,
             head=head,
             head_options=options_of_head,
+            neck_blocks=settings.neck_blocks,
             seed=settings.seed,
             **arguments,
         )
@@ -286,7 +287,7 @@ class _Fitting:
         }
         common = {
             "task": self.asked["task"],
-            "head": self.asked["head"],
+            "head": {**self.asked["head"], "neck_blocks": settings.neck_blocks},
             "method": self.asked["method"],
             "arguments": self.model.method.arguments(),
             "backbone": named,
