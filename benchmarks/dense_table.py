@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lr", type=float, help="in place of the sets' own")
     parser.add_argument("--epochs", type=int, help="in place of the sets' own")
+    parser.add_argument("--neck-blocks", type=int, default=4, help="blocks that a neck makes maps of (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     changed = {name: getattr(given, name) for name in ("lr", "epochs") if getattr(given, name) is not None}
@@ -91,6 +92,7 @@ def main() -> None:
                 continue
             settings = {**SETS[name].settings, **changed}
             marks = [name, method.replace(" ", "-"), head, f"{settings['lr']:g}", settings["epochs"], given.seed]
+            marks += [f"blocks-{given.neck_blocks}"]
             results[method, head] = fit_apart(
                 given.root / name,
                 out=given.out / "-".join(map(str, marks)),
@@ -98,6 +100,7 @@ def main() -> None:
                 head=head,
                 head_options=options,
                 eval_split=SETS[name].eval_split,
+                neck_blocks=given.neck_blocks,
                 seed=given.seed,
                 resume=True,
                 **settings,
