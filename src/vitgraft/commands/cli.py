@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_
 
 from .. import __version__
 from ..common.errors import RequestError, VitgraftError, WorkError, near_misses
-from ..common.settings import Settings
+from ..common.settings import DENSE, WHOLE, Settings
 from .options import values
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _fit_parser(commands: Any, method: type[Method] | None) -> None:
     fit.add_argument("--method", default="hst", help="default: hst; see `vitgraft methods`")
     fit.add_argument("--backbone", "--model", default=BACKBONE, help=f"timm name or weight file (default: {BACKBONE})")
     fit.add_argument("--out", "-o", required=True, metavar="RUN", help="folder to make")
-    fit.add_argument("--task", default=None, help="classify, segment, detect or instance; default: what DATA is for")
+    fit.add_argument("--task", default=None, help=f"{', '.join((*WHOLE, *DENSE))}; default: what DATA is for")
     fit.add_argument(
         "--head",
         default=None,

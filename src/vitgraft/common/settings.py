@@ -34,6 +34,7 @@ CLASS_WEIGHTS = {
     "none": "each picture counts alike",
     "balanced": "each class counts alike, however many pictures it has",
 }
+WHOLE = ("classify", "multilabel", "regress")
 DENSE = ("segment", "detect", "instance")
 
 
@@ -60,13 +61,13 @@ class Settings:
         "own", "mean and std of pictures: own (the weights'), imagenet, inception (0.5, 0.5) or unit (0, 1)"
     )
     augmentation: str = _option(
-        "none", f"of training pictures, drawn anew in every epoch: {', '.join(AUGMENTATIONS)}", ("classify",)
+        "none", f"of training pictures, drawn anew in every epoch: {', '.join(AUGMENTATIONS)}", WHOLE
     )
     views: int = _option(
         0,
         "augmented views of each picture, at which epochs take turns: what a frozen backbone makes of them is kept; "
         "0: a new one in every epoch",
-        ("classify",),
+        WHOLE,
     )
     drop_path: float = _option(0.0, "stochastic depth at the last block")
     label_smoothing: float = _option(0.0, "of the cross entropy", ("classify",))

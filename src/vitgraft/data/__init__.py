@@ -2,7 +2,7 @@
 
 from .batch import Batch, LoadedPictures
 from .dataset import DataSet, Split, read
-from .loader import Pictures, epoch_batches, even_batches
+from .loader import OneClass, Pictures, Truth, epoch_batches, even_batches
 from .pictures import BadPicture, open_picture, to_rgb
 from .preprocess import Preprocess
 
@@ -11,9 +11,11 @@ __all__ = [
     "Batch",
     "DataSet",
     "LoadedPictures",
+    "OneClass",
     "Pictures",
     "Preprocess",
     "Split",
+    "Truth",
     "epoch_batches",
     "even_batches",
     "open_picture",

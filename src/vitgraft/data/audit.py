@@ -35,12 +35,13 @@ class Shown:
     ignored: int = 0
 
 
-def shown_labels(labels: Sequence[int], classes: int) -> Shown:
-    """Of pictures to classify."""
-    number = np.bincount(np.asarray(labels, dtype=np.int64), minlength=classes).tolist()
-    first = [-1] * classes
-    for index, label in reversed(list(enumerate(labels))):
-        first[label] = index
+def shown_labels(labels: Sequence[Sequence[int]], classes: int) -> Shown:
+    """Of whole pictures, each of which shows some of the classes."""
+    number, first = [0] * classes, [-1] * classes
+    for index, own in reversed(list(enumerate(labels))):
+        for label in own:
+            number[label] += 1
+            first[label] = index
     return Shown("pictures", number, number, first)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import RequestError
-from . import audit
+from . import audit, several
 from .dataset import read
 from .dense import examine, unreadable
 from .folders import is_junk, is_picture, some
@@ -56,8 +56,8 @@ def check(
     """
     root = Path(root).expanduser()
     found = Checked(task or recognise(root))
-    if found.task == "classify":
-        _classification(root, found, progress)
+    if found.task in ("classify", *several.LAYOUTS):
+        _whole_pictures(root, found, progress)
         return found
     try:
         data, found.problems = survey(root, found.task)
@@ -85,14 +85,15 @@ def _further(progress: Progress | None, before: int, total: int, done: int, _: i
         progress(before + done, total)
 
 
-def _classification(root: Path, found: Checked, progress: Progress | None) -> None:
-    listed, found.problems = _listed(root)
+def _whole_pictures(root: Path, found: Checked, progress: Progress | None) -> None:
+    listed, found.problems = _listed(root) if found.task == "classify" else (set(), [])
     try:
-        data = read(root)
+        data = read(root) if found.task == "classify" else several.read(root, found.task)
         paths = {path for split in data.splits.values() for path in split.paths}
         found.notes += [*data.notes, *audit.odd(data), *_deep(data)]
         for name, split in data.splits.items():
-            shown = audit.shown_labels(split.labels, len(data.classes))
+            labels = {"classify": lambda own: (own,), "multilabel": tuple, "regress": lambda own: (0,)}[found.task]
+            shown = audit.shown_labels([labels(own) for own in split.labels], len(data.classes))
             found.add(name, shown, data.classes)
     except RequestError as error:
         there = (path for path in root.rglob("*") if path.is_file() and not is_junk(path) and is_picture(path))

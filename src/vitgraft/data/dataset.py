@@ -15,11 +15,12 @@ from .layouts import LAYOUTS, Found, recognise
 
 @dataclass(frozen=True)
 class Split:
-    """Picture files and their labels, in a fixed order; `labels[i]` is an index into the data set's classes."""
+    """Picture files and their labels, in a fixed order; `labels[i]` is an index into the data set's classes, or several
+    of them, or a number, as the task has it."""
 
     name: str
     paths: tuple[Path, ...]
-    labels: tuple[int, ...]
+    labels: tuple[Any, ...]
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -53,7 +53,7 @@ def recognise(root: Path, seed: int, val_share: float, classes: tuple[str, ...] 
     if lists:
         return _read_lists(root, lists, classes, notes)
     root = unwrapped(root, notes)
-    found = tables.read(root, seed, val_share, notes) if not _has_classes(root) else None
+    found = tables.read(root, seed, val_share, notes) if not has_classes(root) else None
     if found:
         return Found(*found)
     for table in tables.tables_in(root):
@@ -106,7 +106,7 @@ def _of_objects(root: Path) -> str:
     return f" (and {some(found, 3)}: if those are boxes or masks, export them as COCO, YOLO or VOC)"
 
 
-def _has_classes(root: Path) -> bool:
+def has_classes(root: Path) -> bool:
     """Whether two folders or more could be classes, here or in a split."""
     inner = folders_in(root)
     places = [folder for folder in inner if split_of(folder.name)] or [root]

@@ -70,6 +70,44 @@ def _count(items: list[tuple[int, Tensor | str]]) -> _Decoded:
     return decoded._replace(pixels=torch.empty(0, dtype=torch.uint8))
 
 
+class Truth:
+    """What the labels of a split are."""
+
+    def tensor(self, labels: Sequence[Any]) -> Tensor:
+        """As the head takes them, one row for each picture."""
+        raise NotImplementedError
+
+    def shown(self, labels: Sequence[Any]) -> Shown:
+        """What the pictures show of each class."""
+        raise NotImplementedError
+
+    def check(self, split: Split, good: list[int]) -> None:
+        """WorkError where too little is left without the bad pictures; good: the indices of the others."""
+
+
+class OneClass(Truth):
+    """Indices into so many classes."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+
+    def tensor(self, labels: Sequence[int]) -> Tensor:
+        return torch.tensor(labels, dtype=torch.int64)
+
+    def shown(self, labels: Sequence[int]) -> Shown:
+        return shown_labels([(label,) for label in labels], self.classes)
+
+    def check(self, split: Split, good: list[int]) -> None:
+        left = {split.labels[index] for index in good}
+        for path, label in zip(split.paths, split.labels, strict=True):
+            if label not in left:
+                raise WorkError(
+                    f"the bad pictures of split {split.name!r} were left out, but then none is left of the class of "
+                    f"{path} (label {label}, {split.labels.count(label)} bad); replace its pictures, or remove the "
+                    "class"
+                )
+
+
 class Pictures:
     """A split whose pictures are known to be good.
 
@@ -79,16 +117,16 @@ class Pictures:
         workers: processes that decode; 0 decodes in this one.
         recipe: what the pictures look like in an epoch of training; none: as in evaluation.
         skip_bad: leave bad pictures out, into `skipped`, where otherwise they are an error.
+        truth: what the labels of a split are: one class each, unless given.
         keep_bytes: the decoded pixels stay in memory if they take at most this; else, and with a recipe, each call of
             `batches` decodes.
-        classes: how many there are; as many as the labels say, unless given.
         progress: called with (pictures done, pictures in all) while they are decoded for the first time.
 
     Raises WorkError when pictures are bad, or when skipping them leaves a class with none.
     """
 
     paths: list[Path]
-    labels: Tensor  # int64 [n]
+    labels: Tensor  # [n] or [n, K]: int64 of one class each, else float32
     skipped: list[tuple[Path, str]]  # bad pictures that were left out, with the reason
     views: tuple[str, ...]  # of each picture, by name; epochs take turns at them; none: every epoch sees another one
     shown: Shown  # of each class
@@ -101,8 +139,8 @@ class Pictures:
         workers: int,
         recipe: Recipe | None = None,
         skip_bad: bool = False,
+        truth: Truth | None = None,
         keep_bytes: int = 2 << 30,
-        classes: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._preprocess = preprocess
@@ -116,11 +154,12 @@ class Pictures:
         self.skipped = [(split.paths[index], reason) for index, reason in bad]
         if bad and not skip_bad:
             raise WorkError(_bad_pictures(split, self.skipped))
-        _check_classes(split, good)
+        if truth is None:
+            truth = OneClass(max(split.labels, default=0) + 1)
+        truth.check(split, good)
         self.paths = [split.paths[index] for index in good]
         labels = [split.labels[index] for index in good]
-        self.labels = torch.tensor(labels, dtype=torch.int64)
-        self.shown = shown_labels(labels, classes or max(split.labels, default=0) + 1)
+        self.labels, self.shown = truth.tensor(labels), truth.shown(labels)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -210,16 +249,6 @@ def _bad_pictures(split: Split, bad: list[tuple[Path, str]], most: int = 5) -> s
         f"{len(split)} pictures of split {split.name!r} were to be decoded, but {len(bad)} cannot be: {listed}{more}; "
         "replace or remove them, or leave them out with --skip-bad"
     )
-
-
-def _check_classes(split: Split, good: list[int]) -> None:
-    left = {split.labels[index] for index in good}
-    for path, label in zip(split.paths, split.labels, strict=True):
-        if label not in left:
-            raise WorkError(
-                f"the bad pictures of split {split.name!r} were left out, but then none is left of the class of {path} "
-                f"(label {label}, {split.labels.count(label)} bad); replace its pictures, or remove the class"
-            )
 
 
 def epoch_batches(n: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[int]]:

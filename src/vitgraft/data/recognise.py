@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..common.errors import RequestError, near_misses
-from . import coco, masks, voc, yolo
+from . import coco, masks, several, voc, yolo
 from .dataset import check_data_folder
 from .folders import unwrapped
 from .truth import DenseSet, Problem, refuse
 
-TASKS = ("classify", "segment", "detect", "instance")
+DENSE = ("segment", "detect", "instance")
+TASKS = ("classify", "multilabel", "regress", *DENSE)
 LAYOUTS = {
     "segment": masks.LAYOUT,
     "detect": f"{coco.LAYOUT}; {voc.LAYOUT}; {yolo.LAYOUT}",
@@ -21,8 +22,8 @@ LAYOUTS = {
 
 
 def recognise(root: str | os.PathLike[str]) -> str:
-    """The task of a folder: "segment", "detect", "instance" (where annotations have polygons or run lengths), else
-    "classify".
+    """The task of a folder: "segment", "detect", "instance" (where annotations have polygons or run lengths),
+    "multilabel" and "regress" (where a table or list gives pictures several labels, or numbers), else "classify".
 
     Raises RequestError for a folder that is not there, or that fits both segmentation and objects.
     """
@@ -43,7 +44,7 @@ def recognise(root: str | os.PathLike[str]) -> str:
             f"the task of {root} was to be found, but it holds masks and annotations of objects; say which with "
             f"--task {' or --task '.join(found)}"
         )
-    return found[0] if found else "classify"
+    return found[0] if found else several.recognise(root) or "classify"
 
 
 def survey(
@@ -57,7 +58,7 @@ def survey(
     """
     root = Path(root).expanduser()
     check_data_folder(root)
-    if task not in TASKS[1:]:
+    if task not in DENSE:
         raise RequestError(
             f"task {task!r} was asked for, but there are {', '.join(TASKS)}; take one.{near_misses(task, TASKS)}"
         )

@@ -6,11 +6,14 @@ import csv
 import io
 import json
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from ..common.errors import RequestError
 from .folders import SPLITS, folders_in, held_out_by_class, is_picture, same_form, some, split_of
+
+Value = TypeVar("Value")
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 OF_SPLIT = ("split", "set", "subset")  # columns
@@ -39,6 +42,55 @@ def tables_in(root: Path) -> list[Path]:
     return sorted(item for item in root.iterdir() if item.is_file() and item.suffix.lower() in ENDINGS)
 
 
+class Named(NamedTuple):
+    """A table whose rows name pictures: the column of these, of the split if there is one, and all others; and of each
+    row its number, the row and the picture."""
+
+    file: Path
+    column: str
+    by_split: str | None
+    others: list[str]
+    rows: list[tuple[int, dict[str, Any], Path]]
+
+
+def named(root: Path) -> list[Named]:
+    """The tables in `root` that name pictures; RequestError where a row names one that is not there."""
+    found: list[Named] = []
+    for table in tables_in(root):
+        rows = _rows(table)
+        columns = list(rows[0]) if rows else []
+        where = next((there for column in columns if (there := _paths(root, rows, column))), None)
+        if where is None:
+            continue
+        column, paths = where
+        by_split = next((name for name in columns if name.lower() in OF_SPLIT), None)
+        given = []
+        for number, (row, path) in enumerate(zip(rows, paths, strict=True), 2):
+            if path is None:
+                raise RequestError(
+                    f"{table}:{number} names the picture {row[column]!r}, but there is no such file in {root}; correct "
+                    "the path, or remove the row"
+                )
+            given.append((number, row, path))
+        found.append(
+            Named(table, column, by_split, [name for name in columns if name not in (column, by_split)], given)
+        )
+    return found
+
+
+def by_split(
+    tables: Iterable[Named], value: Callable[[Named], Callable[[int, dict[str, Any]], Value]]
+) -> dict[str, list[tuple[Path, Value]]]:
+    """What `value` gives for a table's rows, by split; under "" what is of no split by its table's name or column."""
+    splits: dict[str, list[tuple[Path, Value]]] = {}
+    for table in tables:
+        of_row = value(table)
+        for number, row, path in table.rows:
+            split = split_of(str(row[table.by_split])) if table.by_split else split_of(table.file.stem)
+            splits.setdefault(split or "", []).append((path, of_row(number, row)))
+    return splits
+
+
 def read(
     root: Path, seed: int, val_share: float, notes: list[str]
 ) -> tuple[dict[str, list[tuple[Path, str]]], tuple[str, ...], str] | None:
@@ -46,35 +98,25 @@ def read(
 
     A table of a split is named so (train.csv); of another one without a column "split" a share is held out.
     """
-    splits: dict[str, list[tuple[Path, str]]] = {}
-    read_files = []
-    for table in tables_in(root):
-        rows = _rows(table)
-        columns = list(rows[0]) if rows else []
-        where = next((found for column in columns if (found := _paths(root, rows, column))), None)
-        if where is None:
-            continue
-        column, paths = where
-        label = _label_column(table, [name for name in columns if name != column], rows)
-        by_split = next((name for name in columns if name.lower() in OF_SPLIT), None)
-        for number, (row, path) in enumerate(zip(rows, paths, strict=True), 2):
-            if path is None:
-                raise RequestError(
-                    f"{table}:{number} names the picture {row[column]!r}, but there is no such file in {root}; correct "
-                    "the path, or remove the row"
-                )
-            split = split_of(str(row[by_split])) if by_split else split_of(table.stem)
+    if not (found := named(root)):
+        return None
+    labels = {table.file: _label_column(table.file, table.others, [row for _, row, _ in table.rows]) for table in found}
+
+    def class_of(table: Named) -> Callable[[int, dict[str, Any]], str]:
+        label = labels[table.file]
+
+        def of_row(number: int, row: dict[str, Any]) -> str:
             name = same_form(str(row[label]).strip())
             if not name:
-                raise RequestError(f"{table}:{number} has no {label!r}, but each picture has a class; add it")
-            splits.setdefault(split or "", []).append((path, name))
-        unread = [name for name in columns if name not in (column, label, by_split)]
-        if unread:
-            notes.append(f"{table.name}: the columns {some(unread)} were not read")
-        read_files.append(f"{table.name} (columns {column} and {label})")
-    if not splits:
-        return None
-    how = f"table {', '.join(read_files)}"
+                raise RequestError(f"{table.file}:{number} has no {label!r}, but each picture has a class; add it")
+            return name
+
+        return of_row
+
+    splits = by_split(found, class_of)
+    for table in found:
+        note_unread(table, [labels[table.file]], notes)
+    how = f"table {', '.join(f'{t.file.name} (columns {t.column} and {labels[t.file]})' for t in found)}"
     pool = splits.pop("", [])
     if pool and splits:
         notes.append(f"{len(pool)} rows of no split were added to train")
@@ -84,7 +126,15 @@ def read(
         if "val" in splits:
             how += f", {val_share:.0%} of each class held out by seed {seed}"
     classes = sorted({name for pairs in splits.values() for _, name in pairs}, key=_numbers_by_value)
+    if len(classes) > 2 and all(name.isdecimal() for name in classes):
+        notes.append("the labels are whole numbers and were read as classes: --task regress takes them as amounts")
     return {name: splits[name] for name in SPLITS if name in splits}, tuple(classes), how
+
+
+def note_unread(table: Named, columns: Iterable[str], notes: list[str]) -> None:
+    unread = [name for name in table.others if name not in set(columns)]
+    if unread:
+        notes.append(f"{table.file.name}: the columns {some(unread)} were not read")
 
 
 def _numbers_by_value(name: str) -> tuple[bool, int, str]:

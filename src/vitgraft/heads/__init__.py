@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 # task -> name -> file and class. A class's `levels` says how many maps it reads; an instance task sets its `masks`.
 HEADS: dict[str, dict[str, str]] = {
     "classify": {"linear": "classify.Classify"},
+    "multilabel": {"linear": "classify.MultiLabel"},
+    "regress": {"linear": "regress.Regress"},
     "segment": {"upernet": "segment.UPerNet", "fpn": "segment.SemanticFPN", "linear": "segment.Linear"},
     "detect": {"faster": "detect.RCNN", "cascade": "cascade.CascadeRCNN"},
     "instance": {"mask": "detect.RCNN", "cascade-mask": "cascade.CascadeRCNN"},

@@ -1,4 +1,4 @@
-"""Classification: one linear layer on the pooled features."""
+"""Classification, of one class for a picture or of any number: one linear layer on the pooled features."""
 
 from __future__ import annotations
 
@@ -12,23 +12,30 @@ from torch import Tensor, nn
 from ..features import Features
 
 
-class Classify(nn.Module):
+class OneLayer(nn.Module):
+    """One linear layer, initialised as timm's classifier (truncated normal of 0.02, bias 0)."""
+
+    levels: ClassVar[int] = 0  # of maps that it reads
+
+    def __init__(self, channels: Sequence[int], classes: int) -> None:
+        super().__init__()
+        [width] = channels
+        self.fc = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.fc.weight, std=0.02)
+        nn.init.zeros_(self.fc.bias)
+
+
+class Classify(OneLayer):
     """Linear classifier, D' -> K, initialised as timm's (truncated normal of 0.02, bias 0).
 
     Parameters: (D' + 1) K.
     """
 
-    levels: ClassVar[int] = 0  # of maps that it reads
-
     def __init__(self, channels: Sequence[int], classes: int, *, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        [width] = channels
-        self.fc = nn.Linear(width, classes)
+        super().__init__(channels, classes)
         self.label_smoothing = label_smoothing
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", None, persistent=False)  # [K], of the loss; none: all 1
-        nn.init.trunc_normal_(self.fc.weight, std=0.02)
-        nn.init.zeros_(self.fc.bias)
 
     def balance(self, counts: Sequence[int]) -> None:
         """Every class counts alike in the loss: a picture by n / (K * n_k), n_k of the n training pictures being of its
@@ -45,3 +52,18 @@ class Classify(nn.Module):
         weight = None if self.class_weights is None else self.class_weights.to(logits.dtype)
         loss = F.cross_entropy(logits, targets, weight, label_smoothing=self.label_smoothing)
         return {"cross_entropy": loss}
+
+
+class MultiLabel(OneLayer):
+    """A logit for each of K labels, of which a picture may have any number, D' -> K; binary cross entropy.
+
+    Parameters: (D' + 1) K.
+    """
+
+    def forward(self, features: Features, targets: Tensor | None = None) -> Tensor | dict[str, Tensor]:
+        """Logits [B, K], or with targets [B, K] of 0 and 1 the losses {"binary_cross_entropy": scalar}."""
+        logits = self.fc(features.pooled)
+        if targets is None:
+            return logits
+        logits = logits.float() if logits.itemsize < 4 else logits
+        return {"binary_cross_entropy": F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))}

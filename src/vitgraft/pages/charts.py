@@ -124,6 +124,27 @@ def curves(title: str, lines: Sequence[Curve], form: Form, tick_form: Form, x_la
     )
 
 
+def against(title: str, pairs: Sequence[tuple[float, float]], x_label: str, y_label: str) -> str:
+    """Each (x, y) as a dot, both on one scale, with the line on which they are equal."""
+    every = [value for pair in pairs for value in pair if math.isfinite(value)]
+    marks = ticks(min(every), max(every))
+    low, high = marks[0], marks[-1]
+
+    def x(value: float) -> float:
+        return LEFT + (value - low) / (high - low) * (RIGHT - LEFT)
+
+    def y(value: float) -> float:
+        return BOTTOM - (value - low) / (high - low) * (BOTTOM - TOP)
+
+    body = _axes(marks, marks, x, y, "{:g}".format, x_label)
+    body += f'<line class="axis" x1="{x(low):.1f}" y1="{y(low):.1f}" x2="{x(high):.1f}" y2="{y(high):.1f}"/>'
+    body += "".join(
+        f'<circle class="dot" cx="{x(a):.1f}" cy="{y(b):.1f}" r="3"><title>{a:g}: {b:.6g}</title></circle>'
+        for a, b in pairs
+    )
+    return frame(f"{title}: {y_label} over {x_label}", f"{len(pairs)} pictures", WIDTH, HEIGHT, body)
+
+
 def _hover(lines: list[Curve], x: Callable, form: Form, label: str, most: int = 300) -> str:
     """Invisible strips that show the values of their epoch under the pointer."""
     values: dict[float, list[str]] = {}

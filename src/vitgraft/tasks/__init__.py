@@ -1,11 +1,11 @@
-"""One file per visual task, beside `base`, what a task is, and `dense`, what three of them share."""
+"""One file per visual task, beside `base`, what a task is, and `whole` and `dense`, what three each share."""
 
 from __future__ import annotations
 
 from ..common import plugins
 from .base import Task
 
-_SHARED = ("base", "dense")
+_SHARED = ("base", "dense", "whole")
 
 
 def names() -> list[str]:

@@ -34,8 +34,8 @@ class Task:
         """The data set in a folder, or a RequestError. classes: those of an adapter that is evaluated on it."""
         raise NotImplementedError
 
-    def head_options(self, settings: Settings) -> dict[str, Any]:
-        """What the settings of a fit say about the head."""
+    def head_options(self, settings: Settings, found: Any) -> dict[str, Any]:
+        """What the settings of a fit and its data set say about the head."""
         return {}
 
     def unlabelled(self, paths: Sequence[Path]) -> Any:

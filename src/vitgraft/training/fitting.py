@@ -70,7 +70,7 @@ def fit(
     if settings.eval_split:
         found.split(settings.eval_split)
     name = backbone if isinstance(backbone, str) else backbone.name
-    options_of_head = {**kind.head_options(settings), **(head_options or {})}
+    options_of_head = {**kind.head_options(settings, found), **(head_options or {})}
     asked = {
         "task": task,
         "head": {"name": head, "options": options_of_head},

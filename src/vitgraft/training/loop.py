@@ -142,8 +142,9 @@ def _calibrate(
         nonlocal done
         for batch in pictures.batches(pictures.even_batches(settings.batch_size)):
             batch = batch.to(fabric.device)
-            # Labels of whole pictures; those of the dense tasks have none, and are of one class.
-            labels = batch.targets if not model.head.levels else torch.zeros_like(batch.indices)
+            # The one class of whole pictures; where they have none, or several, they are all of one.
+            one = isinstance(batch.targets, Tensor) and batch.targets.ndim == 1
+            labels = batch.targets if one else torch.zeros_like(batch.indices)
             yield model.seen(preprocess.normalise(batch.pixels).to(dtype)), labels
             done += len(batch.indices)
             tell(done, len(pictures))
