@@ -9,10 +9,11 @@ from helpers_heads import CHANNELS, HST, HST_SIDE, check_gradients, features, ma
 
 from vitgraft import heads
 from vitgraft.common.errors import RequestError
+from vitgraft.common.settings import WHOLE
 from vitgraft.heads.segment import Linear, SemanticFPN, UPerNet, cross_entropy
 
 K = 5
-DENSE = [(task, name) for task in heads.HEADS if task != "classify" for name in heads.HEADS[task]]
+DENSE = [(task, name) for task in heads.HEADS if task not in WHOLE for name in heads.HEADS[task]]
 SMALL = {Linear: {}, SemanticFPN: {"neck": 16, "width": 64}, UPerNet: {"width": 16, "auxiliary_width": 8}}
 
 

@@ -8,6 +8,7 @@ from helpers_heads import check_gradients, features, made, objects, parameters, 
 
 from vitgraft import build, heads
 from vitgraft.common.errors import RequestError
+from vitgraft.common.settings import WHOLE
 from vitgraft.contacts import Contacts
 from vitgraft.features import Activations, Features
 from vitgraft.heads.pyramid import Pyramid
@@ -113,7 +114,7 @@ def test_parameters(D):
     assert parameters(made(Pyramid, D)) == 9 * D * D / 2 + 9 * D / 4
 
 
-DENSE = [(task, name) for task in heads.HEADS if task != "classify" for name in heads.HEADS[task]]
+DENSE = [(task, name) for task in heads.HEADS if task not in WHOLE for name in heads.HEADS[task]]
 
 
 def test_of_odd_widths():

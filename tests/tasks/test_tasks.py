@@ -13,7 +13,7 @@ from torch import nn
 
 from vitgraft import heads, methods, tasks
 from vitgraft.adapters import file as adapter
-from vitgraft.common.settings import Settings
+from vitgraft.common.settings import WHOLE, Settings
 from vitgraft.data import Preprocess
 from vitgraft.data.segmentations import sample
 from vitgraft.engine import devices
@@ -31,7 +31,7 @@ SMALL = {
     ("instance", "mask"): RCNN,
     ("instance", "cascade-mask"): RCNN,
 }
-DENSE = [(task, head) for task in tasks.names() if task != "classify" for head in heads.names(task)]
+DENSE = [(task, head) for task in tasks.names() if task not in WHOLE for head in heads.names(task)]
 SIZE = (64, 96)
 
 
