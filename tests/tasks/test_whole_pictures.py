@@ -70,6 +70,7 @@ def test_a_regression_counts_in_standard_deviations():
     torch.testing.assert_close(numbers, head.fc(pooled) * 2 + 10)
     near = head(Features(pooled, []), numbers + 1.0)["huber"]  # half a deviation off
     torch.testing.assert_close(near, torch.tensor(0.125))
+    torch.testing.assert_close(head.layer()(pooled), numbers)  # as `vitgraft merge` writes it
     far = head(Features(pooled, []), numbers + 6.0)["huber"]  # three off
     torch.testing.assert_close(far, torch.tensor(2.5))
 

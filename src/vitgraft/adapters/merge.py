@@ -182,7 +182,7 @@ def _plain(model: Model, changed: dict[str, Tensor]) -> nn.Module:
         for name, tensor in backbone.tensors().items()
     }
     vit: Any = copy.deepcopy(backbone.vit, parameters)
-    head: Any = copy.deepcopy(model.head.fc)
+    head: Any = model.head.layer()
     backbone.put_head(vit, head.to(next(vit.parameters())).requires_grad_(False))
     return vit
 

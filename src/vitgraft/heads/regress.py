@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..features import Features
 from .classify import OneLayer
@@ -20,6 +21,14 @@ class Regress(OneLayer):
     def __init__(self, channels: Sequence[int], classes: int = 1, *, mean: float = 0.0, std: float = 1.0) -> None:
         super().__init__(channels, classes)
         self.mean, self.std = mean, std
+
+    def layer(self) -> nn.Linear:
+        """A copy of the layer that gives the numbers themselves."""
+        found = super().layer()
+        with torch.no_grad():
+            found.weight.mul_(self.std)
+            found.bias.mul_(self.std).add_(self.mean)
+        return found
 
     def forward(self, features: Features, targets: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """Numbers [B, 1], or with targets [B, 1] the losses {"huber": scalar}: quadratic up to one standard deviation,
