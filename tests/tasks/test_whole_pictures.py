@@ -10,6 +10,7 @@ from helpers_backbones import random_backbone
 from helpers_cli import adapter_of, call, make_backbone, result_of
 from PIL import Image
 
+import vitgraft
 from vitgraft import build
 from vitgraft.features import Features
 from vitgraft.heads.regress import Regress
@@ -56,8 +57,15 @@ def test_a_fit_is_measured_told_and_shown(task, metric, method, ground, tmp_path
     if task == "multilabel":
         assert set(row["probabilities"]) == {"red", "green", "blue"}
         assert row["labels"] == [n for n in row["labels"] if row["probabilities"][n] >= 0.5]
+        found = vitgraft.Run(run).predict(row["picture"])
+        assert found.labels == row["labels"]
+        assert found.label == ""
+        assert [name for name, _ in found.top(2)] == sorted(
+            row["probabilities"], key=lambda n: -row["probabilities"][n]
+        )[:2]
     else:
-        assert isinstance(row["brightness"], float)
+        assert row["name"] == "brightness"
+        assert vitgraft.Run(run).predict(row["picture"]).value == pytest.approx(row["value"], rel=1e-4)
         head = result["head"]["options"]
         assert head["std"] > 0
         assert adapter_of(run)["head.fc.weight"].shape == (1, 48)

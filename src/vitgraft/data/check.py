@@ -92,8 +92,8 @@ def _whole_pictures(root: Path, found: Checked, progress: Progress | None) -> No
         paths = {path for split in data.splits.values() for path in split.paths}
         found.notes += [*data.notes, *audit.odd(data), *_deep(data)]
         for name, split in data.splits.items():
-            labels = {"classify": lambda own: (own,), "multilabel": tuple, "regress": lambda own: (0,)}[found.task]
-            shown = audit.shown_labels([labels(own) for own in split.labels], len(data.classes))
+            labels = [_labels(found.task, own) for own in split.labels]
+            shown = audit.shown_labels(labels, len(data.classes))
             found.add(name, shown, data.classes)
     except RequestError as error:
         there = (path for path in root.rglob("*") if path.is_file() and not is_junk(path) and is_picture(path))
@@ -106,6 +106,11 @@ def _whole_pictures(root: Path, found: Checked, progress: Progress | None) -> No
             found.problems.append(unreadable(bad))
         if progress is not None:
             progress(done, len(paths))
+
+
+def _labels(task: str, own: Any) -> tuple[int, ...]:
+    """Which classes a picture shows; a number is of the one class there is."""
+    return {"classify": (own,), "regress": (0,)}.get(task, own)
 
 
 def _listed(root: Path) -> tuple[set[Path], list[Problem]]:

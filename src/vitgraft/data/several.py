@@ -101,7 +101,11 @@ def read(
             )
         known = tuple(classes or (what,))
     else:
-        known = tuple(classes or names or sorted({label for of in splits.values() for _, own in of for label in own}))
+        known = tuple(
+            classes
+            or names
+            or sorted({label for of in splits.values() for _, own in of for label in own}, key=tables.numbers_by_value)
+        )
         index = {name: k for k, name in enumerate(known)}
         by_number = names is not None and all(
             label.isdecimal() for of in splits.values() for _, own in of for label in own

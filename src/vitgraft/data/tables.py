@@ -125,7 +125,7 @@ def read(
         splits = held_out_by_class(pool, val_share, lambda path: path.name, seed)
         if "val" in splits:
             how += f", {val_share:.0%} of each class held out by seed {seed}"
-    classes = sorted({name for pairs in splits.values() for _, name in pairs}, key=_numbers_by_value)
+    classes = sorted({name for pairs in splits.values() for _, name in pairs}, key=numbers_by_value)
     if len(classes) > 2 and all(name.isdecimal() for name in classes):
         notes.append("the labels are whole numbers and were read as classes: --task regress takes them as amounts")
     return {name: splits[name] for name in SPLITS if name in splits}, tuple(classes), how
@@ -137,7 +137,7 @@ def note_unread(table: Named, columns: Iterable[str], notes: list[str]) -> None:
         notes.append(f"{table.file.name}: the columns {some(unread)} were not read")
 
 
-def _numbers_by_value(name: str) -> tuple[bool, int, str]:
+def numbers_by_value(name: str) -> tuple[bool, int, str]:
     return (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
 
 

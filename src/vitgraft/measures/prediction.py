@@ -14,9 +14,10 @@ from PIL import Image
 class Prediction:
     """What a model says about one picture, as rows ready for JSON; its properties are what there is of it.
 
-    A classifier has one row, {"picture", "class", "probability", "probabilities": {class: p}}; a detector one for each
-    object, as in COCO's results, with the picture and the category's name; a segmenter one for each class that is in
-    the picture, with its RLE.
+    A classifier has one row, {"picture", "class", "probability", "probabilities": {class: p}}, of several labels
+    {"picture", "labels", "probabilities"}, of a number {"picture", "name", "value"}; a detector one for each object, as
+    in COCO's results, with the picture and the category's name; a segmenter one for each class that is in the picture,
+    with its RLE.
     """
 
     index: int  # of the picture among those that were given
@@ -29,7 +30,7 @@ class Prediction:
 
     @property
     def label(self) -> str:
-        """The class of a whole picture; of the dense tasks none, so that it is empty."""
+        """The one class of a whole picture; empty where there is none."""
         return str(self.rows[0]["class"]) if self.rows and "class" in self.rows[0] else ""
 
     @property
@@ -38,13 +39,20 @@ class Prediction:
         return float(self.rows[0]["probability"]) if self.label else 0.0
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
-        """The most probable classes of a whole picture, with their probabilities."""
-        found = self.rows[0]["probabilities"].items() if self.label else ()
+        """The most probable classes or labels of a whole picture, with their probabilities."""
+        found = self.rows[0].get("probabilities", {}).items() if self.rows else ()
         return sorted(found, key=lambda pair: -pair[1])[:count]
 
     @property
+    def value(self) -> float | None:
+        """The number of a whole picture, if that is what was asked."""
+        return self.rows[0].get("value") if self.rows else None
+
+    @property
     def labels(self) -> list[str]:
-        """The class of each object, or each class that is in the picture."""
+        """The labels of a whole picture; the class of each object, or each class that is in the picture."""
+        if self.rows and "labels" in self.rows[0]:
+            return list(self.rows[0]["labels"])
         return [str(row["category"]) for row in self.rows if "category" in row]
 
     @property

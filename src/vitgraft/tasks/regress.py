@@ -63,7 +63,8 @@ class Regress(Whole):
         for batch, numbers in answers:
             for i, value in zip(batch.indices.tolist(), numbers.float()[:, 0].tolist(), strict=True):
                 path = str(pictures.paths[i])
-                yield Prediction(i, path, [{"picture": path, classes[0]: value}], f"{classes[0]} {value:.6g}")
+                row = {"picture": path, "name": classes[0], "value": value}
+                yield Prediction(i, path, [row], f"{classes[0]} {value:.6g}")
 
     def sections(self, evaluation: Evaluation) -> str:
         return shown.amounts(evaluation)
