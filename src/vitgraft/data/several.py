@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,58 +69,52 @@ def read(
     notes: list[str] = []
     lists = of_splits(root, {name: split for name, split in LISTS.items() if (root / name).is_file()})
     if lists:
-        splits, how = _of_lists(root, lists, task), "lists " + ", ".join(lists.values())
-        names = read_class_names(root / "classes.txt")
-        what = "value"
+        found, column, how = _of_lists(root, lists, task), "value", "lists " + ", ".join(lists.values())
     else:
-        root, names = unwrapped(root, notes), None
-        found = tables.named(root)
-        if not found:
-            raise RequestError(
-                f"{root} was to be read for the task {task}, but holds no such table; give {LAYOUTS[task]}"
-            )
-        of_table = _labels_of if task == "multilabel" else _number_of
-        splits, what = tables.by_split(found, lambda table: of_table(table, notes)), _amount(found[0], task)
-        how = "table " + ", ".join(table.file.name for table in found)
-    pool = splits.pop("", [])
-    if pool and splits:
+        found, column, how = _of_tables(unwrapped(root, notes), task, notes)
+    pool = found.pop("", [])
+    if pool and found:
         notes.append(f"{len(pool)} rows of no split were added to train")
-        splits["train"] = splits.get("train", []) + pool
+        found["train"] = found.get("train", []) + pool
     elif pool:
-        paths = [path for path, _ in pool]
-        kept = held_out(paths, val_share, lambda path: path.name, seed)
-        splits = {"train": [one for one in pool if one[0] not in kept], "val": [one for one in pool if one[0] in kept]}
+        kept = held_out([path for path, _ in pool], val_share, lambda path: path.name, seed)
+        found = {name: [one for one in pool if (one[0] in kept) == (name == "val")] for name in ("train", "val")}
         how += f", {len(kept)} of {len(pool)} pictures held out by seed {seed}"
-    splits = {name: splits[name] for name in SPLITS if splits.get(name)}
+    splits = {
+        name: Split(name, tuple(path for path, _ in found[name]), tuple(own for _, own in found[name]))
+        for name in SPLITS
+        if found.get(name)
+    }
     if classes is None and "train" not in splits:
         raise RequestError(f"{root} was to be trained on, but has only {' and '.join(splits)}; add training pictures")
     if task == "regress":
-        made = {name: _split(name, of, lambda value: value) for name, of in splits.items()}
-        if len({label for split in made.values() for label in split.labels}) < 2:
+        known, labels = tuple(classes or (column,)), f"numbers, {column}"
+        if classes is None and len(set(splits["train"].labels)) < 2:
             raise RequestError(
-                f"{root} gives every picture the same number, of which nothing can be learned; add others"
+                f"{root} gives every training picture the same number, of which nothing can be learned; add others"
             )
-        known = tuple(classes or (what,))
     else:
-        known = tuple(
-            classes
-            or names
-            or sorted({label for of in splits.values() for _, own in of for label in own}, key=tables.numbers_by_value)
-        )
-        index = {name: k for k, name in enumerate(known)}
-        by_number = names is not None and all(
-            label.isdecimal() for of in splits.values() for _, own in of for label in own
-        )
-        if by_number:
-            index = {str(k): k for k in range(len(known))}
-        made = {name: _split(name, of, lambda own: _indices(root, own, index)) for name, of in splits.items()}
-    counts = ", ".join(f"{name} {len(split)}" for name, split in made.items())
-    labels = f"{len(known)} labels" if task == "multilabel" else f"numbers from the column {known[0]}"
-    return DataSet(root, known, made, f"{how}; {labels}; pictures: {counts}", tuple(notes))
+        named = classes or (read_class_names(root / "classes.txt") if lists else None)
+        known, splits = _numbered(root, splits, named)
+        labels = f"{len(known)} labels"
+    counts = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
+    return DataSet(root, known, splits, f"{how}; {labels}; pictures: {counts}", tuple(notes))
 
 
-def _split(name: str, of: list[tuple[Path, Any]], label: Callable[[Any], Any]) -> Split:
-    return Split(name, tuple(path for path, _ in of), tuple(label(own) for _, own in of))
+def _numbered(
+    root: Path, splits: dict[str, Split], named: Sequence[str] | None
+) -> tuple[tuple[str, ...], dict[str, Split]]:
+    """All labels, and the splits with indices into them. named: where they are known; then labels may be written as
+    indices too."""
+    written = {label for split in splits.values() for own in split.labels for label in own}
+    known = tuple(named or sorted(written, key=tables.numbers_by_value))
+    index = {name: k for k, name in enumerate(known)}
+    if named and not written <= index.keys() and all(label.isdecimal() for label in written):
+        index = {str(k): k for k in range(len(known))}
+    return known, {
+        name: replace(split, labels=tuple(_indices(root, own, index) for own in split.labels))
+        for name, split in splits.items()
+    }
 
 
 def _indices(root: Path, own: tuple[str, ...], index: dict[str, int]) -> tuple[int, ...]:
@@ -207,7 +202,7 @@ def _labels_of(table: tables.Named, notes: list[str]) -> Callable[[int, dict[str
 
 
 def _amount(table: tables.Named, task: str) -> str:
-    """The column of the numbers."""
+    """The column of the numbers, where those are wanted."""
     if task != "regress":
         return ""
     found = [name for name, of in _columns(table).items() if _numbers(of) and name.lower() != "id"]
@@ -224,6 +219,16 @@ def _number_of(table: tables.Named, notes: list[str]) -> Callable[[int, dict[str
     column = _amount(table, "regress")
     tables.note_unread(table, [column], notes)
     return lambda number, row: float(str(row[column]).strip())
+
+
+def _of_tables(root: Path, task: str, notes: list[str]) -> tuple[dict[str, list[tuple[Path, Any]]], str, str]:
+    """The labels or number of each picture by split, the column of the numbers, and the layout in words."""
+    found = tables.named(root)
+    if not found:
+        raise RequestError(f"{root} was to be read for the task {task}, but holds no such table; give {LAYOUTS[task]}")
+    of_table = _labels_of if task == "multilabel" else _number_of
+    splits = tables.by_split(found, lambda table: of_table(table, notes))
+    return splits, _amount(found[0], task), "table " + ", ".join(table.file.name for table in found)
 
 
 def _of_lists(root: Path, lists: dict[str, str], task: str) -> dict[str, list[tuple[Path, Any]]]:
