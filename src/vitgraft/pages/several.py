@@ -64,8 +64,8 @@ def amounts(evaluation: numbers.Evaluation) -> Markup:
     cards = [
         (
             evaluation.paths[i],
-            f"{evaluation.truth[i]:.6g}",
-            f"{evaluation.answers[i]:.6g}",
+            f"{evaluation.truth[i]:.4g}",
+            f"{evaluation.answers[i]:.4g}",
             f"{evaluation.errors[i]:+.4g}",
         )
         for i in worst
