@@ -80,7 +80,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lr", type=float, help="in place of the sets' own")
     parser.add_argument("--epochs", type=int, help="in place of the sets' own")
-    parser.add_argument("--neck-blocks", type=int, default=4, help="blocks that a neck makes maps of (%(default)s)")
+    parser.add_argument(
+        "--neck-blocks", type=int, default=0, help="blocks that a neck makes maps of; 0: the method's own"
+    )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     changed = {name: getattr(given, name) for name in ("lr", "epochs") if getattr(given, name) is not None}

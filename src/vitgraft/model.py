@@ -113,7 +113,7 @@ def build(
     task: str = "classify",
     head: str | None = None,
     head_options: Mapping[str, Any] | None = None,
-    neck_blocks: int = 4,
+    neck_blocks: int = 0,
     seed: int = 0,
     **arguments: Any,
 ) -> Model:
@@ -121,7 +121,8 @@ def build(
     is left as it was.
 
     head: one of the task's, its first unless given, with its own options. neck_blocks: how many blocks a neck makes
-    maps of, where the head needs one: the last, and others at equal distances. arguments: of the method.
+    maps of, where the head needs one: the last, and others at equal distances; 0: four of a backbone that no gradient
+    crosses, else the last alone, which then learns to carry what is asked of it. arguments: of the method.
     """
     name = head or heads.names(task)[0]
     levels = heads.find(task, name).levels
@@ -133,7 +134,7 @@ def build(
         patches: tuple[int, ...] = ()
         neck = None
         if len(channels) < levels:
-            patches = _evenly(backbone, neck_blocks)
+            patches = _evenly(backbone, neck_blocks or (1 if made.crosses_backbone else min(4, backbone.depth)))
             neck = Pyramid(channels[0], reads=[backbone.blocks[i].width for i in patches])
         elif levels and len(backbone.stages) > 1 and not made.own_maps:
             patches = tuple(stage[-1] for stage in backbone.stages)

@@ -75,6 +75,8 @@ def test_which_blocks_are_read(cls):
     plain.tap(cls, 1)
     expected = F.layer_norm(cls(images, plain).taps[1][:, cls.prefix :], (48,))
     torch.testing.assert_close(found.patches[1], expected)
+    assert model.patches == build(cls, "linear", classes=2, task="segment").patches  # which no gradient crosses
+    assert build(cls, "lora", classes=2, task="segment").patches == ()
     assert build(cls, "linear", classes=2, task="segment", head="linear").patches == ()  # no neck
     assert build(cls, "hst", classes=2, task="segment").patches == ()
     assert build(cls, "linear", classes=2).patches == ()

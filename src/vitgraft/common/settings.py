@@ -76,7 +76,10 @@ class Settings:
         None, "least and most of a training picture's random scale (default: 0.5 2)", DENSE
     )
     neck_blocks: int = _option(
-        4, "blocks of the backbone that maps are made of, where the head needs more maps than the method makes", DENSE
+        0,
+        "blocks that maps are made of, where the head needs more maps than the method makes; 0: 4 where gradients stay "
+        "out of the backbone, else 1",
+        DENSE,
     )
     sliding: bool = _option(False, "measure and predict in overlapping windows of image_size", ("segment",))
     precision: str = _option("auto", "auto (bf16 where the processor has it), bf16, 32 or 64")
@@ -103,8 +106,8 @@ class Settings:
             if fits and (not isinstance(value, fits) or (isinstance(value, bool) and kind is not bool)):
                 words = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
                 raise RequestError(f"{setting.name} is {value!r}, but must be {words}: give another value.")
-        least = dict.fromkeys(("workers", "views", "weight_decay", "memory", "cache_size"), 0)
-        least |= dict.fromkeys(("epochs", "batch_size", "devices", "neck_blocks"), 1)
+        least = dict.fromkeys(("workers", "views", "weight_decay", "memory", "cache_size", "neck_blocks"), 0)
+        least |= dict.fromkeys(("epochs", "batch_size", "devices"), 1)
         for name, low in least.items():
             if not low <= getattr(self, name) < math.inf:
                 raise RequestError(f"{name} is {getattr(self, name)}, but must be at least {low}: give another value.")
