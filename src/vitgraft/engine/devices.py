@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 from typing import Any
 
@@ -42,12 +43,21 @@ def fabric(settings: Settings) -> Fabric:
     """Fabric with the devices and the precision of these settings, not yet launched."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it says at INFO is no news to a user
     strategy = "ddp" if settings.devices > 1 else "auto"
+    if settings.devices > 1:
+        atexit.register(_leave)
     precision, kind = resolved_precision(settings.precision, settings.device), kind_of(settings.device)
     how: dict[str, Any] = (
         {"plugins": Autocast(kind)} if precision == "bf16" else {"precision": FABRIC_PRECISION[precision]}
     )
     number = settings.device.partition(":")[2]
     return Fabric(accelerator=kind, devices=[int(number)] if number else settings.devices, strategy=strategy, **how)
+
+
+def _leave() -> None:
+    """Ends the threads that processes talk by: those of gloo may be met running by the end of the interpreter, which
+    the process then dies of in the middle of a good exit. Fabric does so for NCCL alone."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class Autocast(MixedPrecision):
