@@ -148,9 +148,18 @@ def complete(vit: nn.Module) -> None:
             module.init_non_persistent_buffers()  # type: ignore[operator]
 
 
-def _unsupported(architecture: str, reason: str) -> RequestError:
-    return RequestError(
+class UnsupportedError(RequestError):
+    """A model of timm's that cannot be a backbone, for a reason."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+def _unsupported(architecture: str, reason: str) -> UnsupportedError:
+    return UnsupportedError(
         f"{architecture!r} cannot be a backbone ({reason}): vitgraft adapts timm's VisionTransformer, Eva and "
         "SwinTransformer with ordinary blocks; choose one such as vit_base_patch16_224, vit_small_patch16_dinov3 or "
-        "swin_base_patch4_window7_224."
+        "swin_base_patch4_window7_224.",
+        reason,
     )

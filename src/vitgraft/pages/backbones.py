@@ -8,7 +8,7 @@ from typing import Any
 
 import timm
 
-from ..backbones.architectures import skeleton
+from ..backbones.architectures import UnsupportedError, skeleton
 from ..common.errors import RequestError
 
 # timm's files whose models are Vision Transformers of a kind that is taken, or comes near -> how the family is called
@@ -59,8 +59,8 @@ def _examined(architecture: str) -> tuple[int, str]:
     """The number of parameters without a head, and why it cannot be a backbone."""
     try:
         vit = skeleton(architecture).vit
-    except RequestError as error:
-        return 0, str(error).partition("(")[2].partition("): ")[0]
+    except UnsupportedError as error:
+        return 0, error.reason
     return sum(tensor.numel() for tensor in vit.parameters()), ""
 
 
