@@ -62,6 +62,14 @@ def test_several_labels_of_a_picture(write, root):
     assert again.splits == data.splits
 
 
+def test_a_split_whose_pictures_have_one_label_each(root):
+    """What stands between labels is seen in all tables together."""
+    table(root / "train.csv", [("file", "tags"), ("p0.png", "cat;dog"), ("p1.png", "dog"), ("p2.png", "cat")])
+    table(root / "test.csv", [("file", "tags"), ("p3.png", "dog"), ("p4.png", "cat")])
+    data = several.read(root, "multilabel")
+    assert data.splits["test"].labels == ((1,), (0,))
+
+
 def test_lists_of_several_labels(root):
     (root / "classes.txt").write_text("bird\ncat\ndog\n")
     (root / "train.txt").write_text("images/p0.png 1\nimages/p1.png 1 2\nimages/p4.png 0,1\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import RequestError
+from ..common.settings import WHOLE
 from . import audit, several
 from .dataset import read
 from .dense import examine, unreadable
@@ -56,7 +57,7 @@ def check(
     """
     root = Path(root).expanduser()
     found = Checked(task or recognise(root))
-    if found.task in ("classify", *several.LAYOUTS):
+    if found.task in WHOLE:
         _whole_pictures(root, found, progress)
         return found
     try:

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..common.errors import RequestError, near_misses
+from ..common.settings import DENSE, WHOLE
 from . import coco, masks, several, voc, yolo
 from .dataset import check_data_folder
 from .folders import unwrapped
 from .truth import DenseSet, Problem, refuse
 
-DENSE = ("segment", "detect", "instance")
-TASKS = ("classify", "multilabel", "regress", *DENSE)
+TASKS = (*WHOLE, *DENSE)
 LAYOUTS = {
     "segment": masks.LAYOUT,
     "detect": f"{coco.LAYOUT}; {voc.LAYOUT}; {yolo.LAYOUT}",

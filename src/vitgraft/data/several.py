@@ -13,7 +13,7 @@ from typing import Any
 from ..common.errors import RequestError, near_misses
 from . import tables
 from .dataset import DataSet, Split, check_data_folder
-from .folders import SPLITS, held_out, of_splits, same_form, some, unwrapped
+from .folders import held_out, of_splits, same_form, some, unwrapped
 from .layouts import LISTS, has_classes, parsed_line, read_class_names
 
 PLURAL = ("labels", "tags", "classes", "attributes", "categories", "findings", "targets")
@@ -69,21 +69,20 @@ def read(
     notes: list[str] = []
     lists = of_splits(root, {name: split for name, split in LISTS.items() if (root / name).is_file()})
     if lists:
-        found, column, how = _of_lists(root, lists, task), "value", "lists " + ", ".join(lists.values())
+        given, column, how = _of_lists(root, lists, task), "value", "lists " + ", ".join(lists.values())
     else:
-        found, column, how = _of_tables(unwrapped(root, notes), task, notes)
-    pool = found.pop("", [])
-    if pool and found:
-        notes.append(f"{len(pool)} rows of no split were added to train")
-        found["train"] = found.get("train", []) + pool
-    elif pool:
+        given, column, how = _of_tables(unwrapped(root, notes), task, notes)
+
+    def hold_out(pool: tables.Pairs) -> dict[str, tables.Pairs]:
         kept = held_out([path for path, _ in pool], val_share, lambda path: path.name, seed)
-        found = {name: [one for one in pool if (one[0] in kept) == (name == "val")] for name in ("train", "val")}
-        how += f", {len(kept)} of {len(pool)} pictures held out by seed {seed}"
+        return {name: [one for one in pool if (one[0] in kept) == (name == "val")] for name in ("train", "val")}
+
+    found = tables.settled(given, notes, hold_out)
+    if [*given] == [""]:
+        how += f", {len(found.get('val', []))} of {len(given[''])} pictures held out by seed {seed}"
     splits = {
-        name: Split(name, tuple(path for path, _ in found[name]), tuple(own for _, own in found[name]))
-        for name in SPLITS
-        if found.get(name)
+        name: Split(name, tuple(path for path, _ in pairs), tuple(own for _, own in pairs))
+        for name, pairs in found.items()
     }
     if classes is None and "train" not in splits:
         raise RequestError(f"{root} was to be trained on, but has only {' and '.join(splits)}; add training pictures")
@@ -174,29 +173,34 @@ def _as_number(cell: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def _labels_of(table: tables.Named, notes: list[str]) -> Callable[[int, dict[str, Any]], tuple[str, ...]]:
-    """How a row tells its labels: in a cell of several, or by columns of 0 and 1."""
-    cells = _columns(table)
+def _labels_of(given: list[tables.Named], notes: list[str]) -> Callable[[int, dict[str, Any]], tuple[str, ...]]:
+    """How a row tells its labels, in all tables alike: in a cell of several, or by columns of 0 and 1."""
+    cells: dict[str, list[Any]] = {}
+    for table in given:
+        for name, of in _columns(table).items():
+            cells.setdefault(name, []).extend(of)
     column = next((name for name, of in cells.items() if _separated(name, of)), "")
     if column:
         between = _separated(column, cells[column])
-        tables.note_unread(table, [column], notes)
+        for table in given:
+            tables.note_unread(table, [column], notes)
 
         def of_cell(number: int, row: dict[str, Any]) -> tuple[str, ...]:
-            parts = row[column] if between == "list" else str(row[column] or "").split(between)
+            parts = row.get(column) if between == "list" else str(row.get(column) or "").split(between)
             return tuple(dict.fromkeys(name for part in parts or () if (name := same_form(str(part).strip()))))
 
         return of_cell
     flags = _flags(cells)
     if not flags:
         raise RequestError(
-            f"{table.file} has the columns {some(table.others)}, none of which holds several labels; give "
+            f"{given[0].file} has the columns {some(given[0].others)}, none of which holds several labels; give "
             f"{LAYOUTS['multilabel']}"
         )
-    tables.note_unread(table, flags, notes)
+    for table in given:
+        tables.note_unread(table, flags, notes)
 
     def of_flags(number: int, row: dict[str, Any]) -> tuple[str, ...]:
-        return tuple(same_form(name) for name in flags if str(row[name]).strip().lower() in ("1", "1.0", "true"))
+        return tuple(same_form(name) for name in flags if str(row.get(name)).strip().lower() in ("1", "1.0", "true"))
 
     return of_flags
 
@@ -226,8 +230,11 @@ def _of_tables(root: Path, task: str, notes: list[str]) -> tuple[dict[str, list[
     found = tables.named(root)
     if not found:
         raise RequestError(f"{root} was to be read for the task {task}, but holds no such table; give {LAYOUTS[task]}")
-    of_table = _labels_of if task == "multilabel" else _number_of
-    splits = tables.by_split(found, lambda table: of_table(table, notes))
+    if task == "multilabel":
+        of_row = _labels_of(found, notes)
+        splits: dict[str, list[tuple[Path, Any]]] = tables.by_split(found, lambda table: of_row)
+    else:
+        splits = tables.by_split(found, lambda table: _number_of(table, notes))
     return splits, _amount(found[0], task), "table " + ", ".join(table.file.name for table in found)
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,6 +14,7 @@ from ..common.errors import RequestError
 from .folders import SPLITS, folders_in, held_out_by_class, is_picture, same_form, some, split_of
 
 Value = TypeVar("Value")
+Pairs = list[tuple[Path, Any]]  # pictures, each with what is said of it
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 OF_SPLIT = ("split", "set", "subset")  # columns
@@ -113,22 +114,31 @@ def read(
 
         return of_row
 
-    splits = by_split(found, class_of)
+    given = by_split(found, class_of)
     for table in found:
         note_unread(table, [labels[table.file]], notes)
     how = f"table {', '.join(f'{t.file.name} (columns {t.column} and {labels[t.file]})' for t in found)}"
-    pool = splits.pop("", [])
-    if pool and splits:
-        notes.append(f"{len(pool)} rows of no split were added to train")
-        splits["train"] = splits.get("train", []) + pool
-    elif pool:
-        splits = held_out_by_class(pool, val_share, lambda path: path.name, seed)
-        if "val" in splits:
-            how += f", {val_share:.0%} of each class held out by seed {seed}"
+    splits = settled(given, notes, lambda pool: held_out_by_class(pool, val_share, lambda path: path.name, seed))
+    if [*given] == [""] and "val" in splits:
+        how += f", {val_share:.0%} of each class held out by seed {seed}"
     classes = sorted({name for pairs in splits.values() for _, name in pairs}, key=numbers_by_value)
     if len(classes) > 2 and all(name.isdecimal() for name in classes):
         notes.append("the labels are whole numbers and were read as classes: --task regress takes them as amounts")
-    return {name: splits[name] for name in SPLITS if name in splits}, tuple(classes), how
+    return splits, tuple(classes), how
+
+
+def settled(
+    given: Mapping[str, Pairs], notes: list[str], hold_out: Callable[[Pairs], Mapping[str, Pairs]]
+) -> dict[str, Pairs]:
+    """The splits in their order. What is of none belongs to train; a share of it is held out where there is nothing
+    else."""
+    splits, pool = dict(given), given.get("", [])
+    if pool and len(splits) > 1:
+        notes.append(f"{len(pool)} rows of no split were added to train")
+        splits["train"] = splits.get("train", []) + pool
+    elif pool:
+        splits = dict(hold_out(pool))
+    return {name: splits[name] for name in SPLITS if splits.get(name)}
 
 
 def note_unread(table: Named, columns: Iterable[str], notes: list[str]) -> None:
