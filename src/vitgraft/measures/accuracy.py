@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .answered import Answered
+
 
 def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval (low, high) of the share `correct / n`, by default at 95 %.
@@ -43,7 +45,7 @@ def among(ask: Callable[..., Tensor], labels: Iterable[int]) -> Callable[..., Te
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class Evaluation(Answered):
     """The answers for the n pictures of one split.
 
     `classes` are the K names, `paths` the n picture files, `labels` the true classes, int64 [n],
@@ -52,9 +54,6 @@ class Evaluation:
 
     metric: ClassVar[str] = "top-1 accuracy"
 
-    split: str
-    classes: tuple[str, ...]
-    paths: list[str]
     labels: Tensor
     probabilities: Tensor
 
@@ -67,9 +66,6 @@ class Evaluation:
             )
         if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < K:
             raise ValueError(f"a label is outside 0..{K - 1}, the {K} classes: give indices into them")
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     @property
     def predicted(self) -> Tensor:
@@ -107,8 +103,7 @@ class Evaluation:
 
     def lines(self) -> list[str]:
         """The numbers in words."""
-        low, high = self.interval
-        named = [f"{self.metric} {self.value:.2%} ({low:.1%} to {high:.1%}) on {len(self)} pictures of {self.split}"]
+        named = [self.headline]
         told = {name.replace("_", " "): value for name, value in self.numbers.items() if name != "accuracy"}
         named[0] += "".join(f", {name} {value:.2%}" for name, value in told.items())
         for name, correct, n in self.per_class:
@@ -144,11 +139,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """The numbers without the pictures, ready for JSON."""
         return {
-            "split": self.split,
-            "pictures": len(self),
-            "classes": list(self.classes),
-            **self.numbers,
-            "interval": list(self.interval),
+            **super().to_dict(),
             "per_class": [list(row) for row in self.per_class],
             "confusion": self.confusion.tolist(),
         }

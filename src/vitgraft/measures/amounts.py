@@ -8,23 +8,18 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from .answered import Answered
 from .resampling import interval
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class Evaluation(Answered):
     """The answers for the n pictures of one split: `truth` and `answers` float64 [n], of what `classes` names."""
 
     metric: ClassVar[str] = "R2"
 
-    split: str
-    classes: tuple[str, ...]
-    paths: list[str]
     truth: Tensor
     answers: Tensor
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     @property
     def errors(self) -> Tensor:
@@ -69,20 +64,10 @@ class Evaluation:
 
     def lines(self) -> list[str]:
         """The numbers in words."""
-        (low, high), numbers = self.interval, self.numbers
+        numbers = self.numbers
         least, most = numbers["mean_absolute_error_interval"]
         return [
-            f"{self.metric} {self.value:.2%} ({low:.1%} to {high:.1%}) on {len(self)} pictures of {self.split}",
+            self.headline,
             f"  {self.classes[0]}: off by {numbers['mean_absolute_error']:.4g} on average ({least:.4g} to {most:.4g}), "
             f"root mean square {numbers['root_mean_square_error']:.4g}",
         ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The numbers without the pictures, ready for JSON."""
-        return {
-            "split": self.split,
-            "pictures": len(self),
-            "classes": list(self.classes),
-            **self.numbers,
-            "interval": list(self.interval),
-        }

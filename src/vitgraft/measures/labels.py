@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .answered import Answered
 from .resampling import interval
 
 THRESHOLD = 0.5  # from which probability on a label counts as said
@@ -25,19 +26,13 @@ def average_precision(truth: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class Evaluation(Answered):
     """The answers for the n pictures of one split: `truth` bool [n, K], `probabilities` float32 [n, K]."""
 
     metric: ClassVar[str] = "mAP"
 
-    split: str
-    classes: tuple[str, ...]
-    paths: list[str]
     truth: Tensor
     probabilities: Tensor
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     @property
     def said(self) -> Tensor:
@@ -94,24 +89,13 @@ class Evaluation:
 
     def lines(self) -> list[str]:
         """The numbers in words."""
-        low, high = self.interval
         told = ", ".join(f"{name.replace('_', ' ')} {n:.2%}" for name, n in self.numbers.items() if name != "mAP")
-        head = (
-            f"{self.metric} {self.value:.2%} ({low:.1%} to {high:.1%}) on {len(self)} pictures of {self.split}, {told}"
-        )
         rows = [
             f"  {name:24} {ap:7.1%}  {n} pictures" if ap is not None else f"  {name:24}    none"
             for name, ap, n in self.per_class
         ]
-        return [head, *rows]
+        return [f"{self.headline}, {told}", *rows]
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers without the pictures, ready for JSON."""
-        return {
-            "split": self.split,
-            "pictures": len(self),
-            "classes": list(self.classes),
-            **self.numbers,
-            "interval": list(self.interval),
-            "per_class": [list(row) for row in self.per_class],
-        }
+        return {**super().to_dict(), "per_class": [list(row) for row in self.per_class]}
