@@ -23,7 +23,7 @@ import vitgraft
 from vitgraft import Backbone, methods
 from vitgraft.adapters import file as adapter
 from vitgraft.adapters.merge import export, merge, unmerge
-from vitgraft.backbones import weights
+from vitgraft.backbones import stored, weights
 from vitgraft.common.errors import RequestError, WorkError
 
 
@@ -328,12 +328,12 @@ def test_a_run_becomes_one_file_that_says_what_it_knows(run, ground, tmp_path, c
     assert images.shape == (3, 3, 24, 40)
     expected = torch.tensor([list(row["probabilities"].values()) for row in rows])
     torch.testing.assert_close(answers(known["model"], images).softmax(1), expected, rtol=1e-4, atol=1e-6)
-    assert weights._read(file)[1].keys() == {"architecture", "model_args", "pretrained_cfg", "source", "license"}
-    shown = json.loads(weights._read(file)[1]["pretrained_cfg"])
+    assert stored.read(file).facts.keys() == {"architecture", "model_args", "pretrained_cfg", "source", "license"}
+    shown = json.loads(stored.read(file).facts["pretrained_cfg"])
     assert shown["label_names"] == list(CLASSES)
     assert shown["input_size"] == [3, 24, 40]
     plain = timm.create_model(
-        "vit_tiny_patch16_224", **json.loads(weights._read(file)[1]["model_args"]), checkpoint_path=file
+        "vit_tiny_patch16_224", **json.loads(stored.read(file).facts["model_args"]), checkpoint_path=file
     )
     assert torch.equal(plain.head.weight, known["model"].head.weight)
 

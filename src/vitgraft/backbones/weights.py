@@ -1,8 +1,8 @@
 """Where a backbone's weights come from: a local file, our cache, the model hub, or an installed package.
 
 A weight file of ours is a safetensors file under timm's tensor names. Its metadata holds the fields of timm's
-`config.json`: `architecture`, `model_args` and `pretrained_cfg` (both JSON), and `source` and `license` in words. A
-folder as the model hub has it is read too, of timm or of transformers (`huggingface`), in one file or in shards.
+`config.json`: `architecture`, `model_args` and `pretrained_cfg` (both JSON), and `source` and `license` in words.
+Folders as the model hub has them are read too (`stored`), of timm or of transformers (`huggingface`).
 """
 
 from __future__ import annotations
@@ -18,18 +18,16 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-import yaml  # type: ignore[import-untyped]
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..common.errors import RequestError, WorkError
 from ..common.files import replacing
-from . import huggingface, packages
+from . import huggingface, packages, stored
 from .architectures import HEADS, Skeleton, complete, skeleton, taken_from
 from .packages import NotHereError
 
-PICKLED = (".pth", ".pt", ".bin")
 PREPROCESSING = ("input_size", "mean", "std", "interpolation")
 HUB_SECONDS = 3.0  # an unreachable hub would otherwise be retried for three quarters of a minute
 
@@ -159,24 +157,22 @@ def _as_file(name: str) -> tuple[str, Path] | None:
     if equals and re.fullmatch(r"[\w.]+", architecture) and not Path(name).exists():
         return architecture, Path(rest).expanduser()
     path = Path(name).expanduser()
-    is_path = path.name != name or path.suffix in (".safetensors", *PICKLED) or path.is_file() or _is_folder(path)
+    is_path = (
+        path.name != name
+        or path.suffix in (".safetensors", *stored.PICKLED)
+        or path.is_file()
+        or stored.is_folder(path)
+    )
     return ("", path) if is_path else None
 
 
 def _from_file(architecture: str, path: Path, name: str, say: Say, *, cached: bool = False) -> Loaded:
     """Load a weight file or folder; `cached` leaves out its place from the source, as it says nothing new."""
-    tensors: dict[str, Tensor] = {}
-    facts: dict[str, Any] = {}
-    for file in (files := _files(path)):
-        more, facts = _read(file)
-        tensors |= more
-    tensors = _unwrapped(tensors)
-    if not facts.get("architecture"):
-        facts = {**_read_json(files[0].with_name("config.json")), **facts}
+    tensors, facts, preprocessor, license = stored.read(path)
     theirs = huggingface.are_theirs(tensors)
     if theirs and not architecture and facts.keys() & {"model_type", "vision_config"} and not facts.get("architecture"):
         shape, arguments = huggingface.architecture(facts)
-        seen = huggingface.preprocessing(_read_json(files[0].with_name("preprocessor_config.json")))
+        seen = huggingface.preprocessing(preprocessor)
         facts = {"architecture": shape, "model_args": arguments, "pretrained_cfg": seen}
     architecture = architecture or str(facts.get("architecture") or "")
     if not architecture:
@@ -199,82 +195,7 @@ def _from_file(architecture: str, path: Path, name: str, say: Say, *, cached: bo
     source = str(facts.get("source") or "")
     if not cached:
         source = f"file {path}" + (f" ({source})" if source else "")
-    return _finish(bones, name, source, str(facts.get("license") or _license_beside(files[0])))
-
-
-def _is_folder(path: Path) -> bool:
-    return (path / "config.json").is_file()
-
-
-def _files(path: Path) -> list[Path]:
-    """The file of weights at `path`, or those in a folder as the model hub has it."""
-    if path.is_file():
-        return [path]
-    for stem in ("model.safetensors", "pytorch_model.bin"):
-        shards = _read_json(path / f"{stem}.index.json").get("weight_map")
-        if isinstance(shards, dict):
-            files = [path / str(shard) for shard in sorted(set(shards.values()))]
-            if missing := next((file for file in files if not file.is_file()), None):
-                raise RequestError(f"{path} holds weights in {len(files)} files, but {missing.name} is not there.")
-            return files
-        if (path / stem).is_file():
-            return [path / stem]
-    there = "it is a folder without model.safetensors" if path.is_dir() else "there is no such file"
-    raise RequestError(
-        f"{path} was asked for as a weight file, but {there}: give a .safetensors or .pth file, or a folder as the "
-        "model hub has it."
-    )
-
-
-def _license_beside(file: Path) -> str:
-    """What the model card beside a file of weights says, in the lines between its first two rows of dashes."""
-    try:
-        _, head, _ = file.with_name("README.md").read_text(encoding="utf-8").split("---", 2)
-        card = yaml.safe_load(head)
-    except (OSError, ValueError, yaml.YAMLError):
-        return ""
-    said = [card.get(key) for key in ("license_name", "license")] if isinstance(card, dict) else []
-    return next((str(name) for name in said if name), "")
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file and its metadata ({} for torch's format)."""
-    try:
-        if path.suffix not in PICKLED:
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load alone has half a dozen kinds of them
-        kind = "a file of tensors that torch.load reads with weights_only" if path.suffix in PICKLED else "safetensors"
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise RequestError(
-            f"{path} cannot be read as {kind} ({reason}): fetch it again, or save its state dict as .safetensors."
-        ) from None
-    if isinstance(state, dict):
-        parts = ("state_dict", "model", "teacher", "student", "model_state_dict")
-        state = next((state[key] for key in parts if isinstance(state.get(key), dict)), state)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise RequestError(f"{path} holds no state dict (tensors by name): save model.state_dict() and give that file.")
-    return state, {}
-
-
-WRAPPERS = ("module.", "_orig_mod.", "backbone.", "teacher.", "student.", "encoder.", "model.", "visual.", "net.")
-
-
-def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the names that training loops put in front of all tensors: module., backbone., teacher.backbone., ..."""
-    while first := next((w for w in WRAPPERS if tensors and all(name.startswith(w) for name in tensors)), ""):
-        tensors = {name.removeprefix(first): tensor for name, tensor in tensors.items()}
-    return tensors
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, {} where there is no such file or object."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return _finish(bones, name, source, license)
 
 
 def _mapping(facts: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
