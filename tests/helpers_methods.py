@@ -10,7 +10,13 @@ from vitgraft.model import build
 CLASSES = 5
 
 
-VARIANTS = [(name, form) for name in methods.names() for form in ({}, *methods.find(name).variants)]
+TOGETHER = [
+    ("hst+lora", {"detached": True}),
+    ("consolidator+lst", {}),
+    ("convpass+vpt", {}),
+    ("bitfit+repadapter", {}),
+]
+VARIANTS = [(name, form) for name in methods.names() for form in ({}, *methods.find(name).variants)] + TOGETHER
 
 
 def variant_id(variant):
@@ -21,7 +27,7 @@ def variant_id(variant):
 def refusal(variant, family):
     """What is said where this family of backbones refuses the method, "" where it does not."""
     said = REFUSED.get(family, {})
-    return said.get(variant_id(variant)) or said.get(variant[0], "")
+    return said.get(variant_id(variant)) or next((said[one] for one in variant[0].split("+") if one in said), "")
 
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)

@@ -58,7 +58,7 @@ class Contacts(nn.Module):
     """What one method adds to one backbone, and where.
 
     `trained`, `changes`, `branches` and `afters` hold parameters and therefore belong to the method's state; `tokens`
-    refers to parameters that the method owns.
+    refers to parameters that the method owns, and so does all that a record has from others by `join`.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Contacts(nn.Module):
     def kinds(self) -> tuple[str, ...]:
         """Which of the five contacts are in use."""
         used = {
-            "train": len(list(self.trained.parameters())),
+            "train": len(self.own("")),
             "weight": len(self.change_at),
             "branch": len(self.branch_at) + len(self.after_at),
             "tokens": len(self.tokens),
@@ -102,11 +102,14 @@ class Contacts(nn.Module):
         """Trains a copy of the backbone's tensor `name`, starting from its value."""
         parameter = nn.Parameter(backbone.tensor(name).detach().clone())
         self.trained.put(name, parameter)
+        self._train(name, parameter)
+
+    def _train(self, name: str, parameter: nn.Parameter) -> None:
         for folder, rest in _splits(name):
             self._own.setdefault(folder, {})[rest] = parameter
 
     def own(self, path: str) -> dict[str, nn.Parameter]:
-        """The trained copies of the tensors under `path`, by their names relative to it."""
+        """The trained copies of the tensors under `path`, "" for all of them, by their names relative to it."""
         return self._own.get(path, {})
 
     def tensors(self, path: str, module: nn.Module) -> dict[str, Tensor]:
@@ -135,6 +138,9 @@ class Contacts(nn.Module):
     def replace(self, path: str, change: Change) -> None:
         """Puts another change in the place of the one at `path`."""
         self.changes.put(path, change)
+        self._change(path, change)
+
+    def _change(self, path: str, change: Change) -> None:
         self.change_at[path] = change
         for folder, rest in [*_splits(path), (path, "")]:
             self._changed.setdefault(folder, {})[rest] = change
@@ -143,7 +149,8 @@ class Contacts(nn.Module):
         """Adds `branch(inputs, outputs, grid)` to the residual stream beside the sub-layer at `path`.
 
         inputs [B, P+N, D] is what enters the sub-layer (after its norm), outputs [B, P+N, D] what leaves it (before
-        LayerScale), grid the patch grid (h, w). Where nothing reads the patches any more, both are [B, P, D].
+        LayerScale), grid the patch grid (h, w); with another method's M extra tokens both are [B, M+P+N, D]. Where
+        nothing reads the patches any more, both are [B, P, D].
         """
         _check_sublayer(backbone, path)
         _place(self.branches, self.branch_at, path, branch)
@@ -159,16 +166,47 @@ class Contacts(nn.Module):
         last = block if until is None else until
         _check_block(backbone, block)
         _check_block(backbone, last)
-        for first, (_, other) in self.tokens.items():
-            if first <= last and block <= other:
-                raise ValueError(f"Block {block} has extra tokens already: one block takes one set.")
+        if self._has_tokens(block, last):
+            raise ValueError(f"Block {block} has extra tokens already: one block takes one set.")
         self.tokens[block] = (tokens, last)
+
+    def _has_tokens(self, first: int, last: int) -> bool:
+        return any(start <= last and first <= end for start, (_, end) in self.tokens.items())
 
     def tap(self, backbone: Places, block: int, *, normalised: bool = False) -> None:
         """Asks for the output of a block (0 is the first; -1 is what enters it), or that output under a LayerNorm
         without parameters."""
         _check_block(backbone, max(block, 0) if block >= -1 else block)
         self.taps[block] = normalised
+
+    def join(self, other: Contacts) -> None:
+        """Takes in what another method's record declares; its parameters stay where they are.
+
+        RequestError where both want one place: a tensor, a layer, a branch of one kind, a block's extra tokens, its
+        output in two forms.
+        """
+        places: list[tuple[dict[str, Any], dict[str, Any]]] = [
+            (self.own(""), other.own("")),
+            (self.change_at, other.change_at),
+            (self.branch_at, other.branch_at),
+            (self.after_at, other.after_at),
+        ]
+        wanted = [place for ours, theirs in places for place in theirs if place in ours]
+        wanted += [f"tokens in block {i}" for i, (_, last) in other.tokens.items() if self._has_tokens(i, last)]
+        wanted += [f"the output of block {i}" for i, form in other.taps.items() if self.taps.get(i, form) != form]
+        if wanted:
+            raise RequestError(
+                f"Two of the methods want {wanted[0]}{f' and {len(wanted) - 1} places more' if wanted[1:] else ''}, "
+                "and one place takes one: choose other methods, or other places by their options."
+            )
+        for name, parameter in other.own("").items():
+            self._train(name, parameter)
+        for path, change in other.change_at.items():
+            self._change(path, change)
+        self.branch_at |= other.branch_at
+        self.after_at |= other.after_at
+        self.tokens |= other.tokens
+        self.taps |= other.taps
 
 
 def _splits(name: str) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import math
 from collections.abc import Collection, Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,11 @@ class Method(nn.Module):
         return {}
 
     @property
+    def in_effect(self) -> Contacts:
+        """The contacts that a pass is made with: its own, or those of all methods that it is combined with."""
+        return vars(self).get("joined", self.contacts)
+
+    @property
     def crosses_backbone(self) -> bool:
         """Whether gradients cross the backbone: something that trains lies inside it."""
         return self.contacts.inside
@@ -78,6 +83,12 @@ class Method(nn.Module):
     @classmethod
     def name(cls) -> str:
         return cls.__module__.rpartition(".")[2]
+
+    @classmethod
+    def hints(cls) -> dict[str, Any]:
+        """The annotation of every argument of the constructor."""
+        found = get_type_hints(cls.__init__)
+        return {name: found[name] for name in cls.defaults()}
 
     @classmethod
     def missing(cls) -> bool:
@@ -128,7 +139,7 @@ class Method(nn.Module):
     def features(self, backbone: Backbone, images: Tensor, activations: Activations) -> Features:
         """What the head receives, from the picture and the pass through the backbone: one map, of the last block; or
         those of the stages, where there are several."""
-        features = Features(backbone.pool(activations.tokens, self.contacts), [])
+        features = Features(backbone.pool(activations.tokens, self.in_effect), [])
         several = len(backbone.stages) > 1
         maps = activations.patches if several else [activations.tokens[:, backbone.prefix :]]
         for patches, (h, w) in zip(maps, activations.grids, strict=False):

@@ -133,6 +133,20 @@ def test_methods_of_one_method(capsys):
     assert "none" in shown(capsys, "methods", "linear").partition("options and defaults:")[2]
     (row,) = json.loads(shown(capsys, "methods", "hst", "--json"))
     assert row["name"] == "hst"
+    (row,) = json.loads(shown(capsys, "methods", "bitfit+lora", "--json"))
+    assert (row["parameters_vit_b16"], row["contacts"], row["mergeable"]) == (397_824, ["train", "weight"], True)
+
+
+def test_two_methods_fit_and_predict_as_one_does(ground, tmp_path, capsys):
+    words = ["--method", "hst+lora", "--detached", "--rank", 2, "--lora-dropout", 0.1]
+    assert call(*fit_words(ground, tmp_path / "wrong", *words)) == 2
+    assert "There is no option '--lora-dropout' with the method hst+lora" in capsys.readouterr().err
+    run = fit(ground, tmp_path / "run", *words[:-2])
+    result = result_of(run)
+    assert result["method"] == "hst+lora"
+    assert (result["arguments"]["rank"], result["arguments"]["detached"]) == (2, True)
+    (found,) = vitgraft.Run(run).predict([next((ground.easy / "test").glob("*/*"))])
+    assert found.text
 
 
 def test_the_count_of_a_method_comes_without_a_head_and_without_numbers():

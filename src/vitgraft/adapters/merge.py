@@ -153,7 +153,7 @@ def _changed(model: Model) -> dict[str, Tensor]:
     # All of the method, as changes may share tensors that it owns; on the CPU, as not every device knows float64.
     contacts = copy.deepcopy(model.method).to("cpu", torch.float64).contacts
     own = backbone.tensors()
-    found: dict[str, Tensor] = dict(contacts.trained.named_parameters())
+    found: dict[str, Tensor] = dict(contacts.own(""))
     for path, change in contacts.change_at.items():
         name, biases = f"{path}.weight", backbone.bias_names(path)
         values = {of: found[of] if of in found else own[of].to("cpu", torch.float64) for of in (name, *biases) if of}

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
 from .. import __version__
 from ..common.errors import RequestError, VitgraftError, WorkError, near_misses
@@ -136,7 +136,7 @@ def _fit_parser(commands: Any, method: type[Method] | None) -> None:
 
 def _arguments(method: type[Method]) -> dict[str, dict[str, Any]]:
     """What argparse has to know of every argument of a method, from its default and its annotation."""
-    hints = get_type_hints(method.__init__)
+    hints = method.hints()
     found: dict[str, dict[str, Any]] = {}
     for name, default in method.defaults().items():
         kinds = [kind for kind in (get_args(hints[name]) or (hints[name],)) if kind is not type(None)]
@@ -304,14 +304,10 @@ def _info(given: argparse.Namespace) -> None:
 
 
 def _methods(given: argparse.Namespace) -> None:
-    from .. import methods
     from ..pages import catalogue
 
     if given.json:
-        if given.name:
-            methods.find(given.name)
-        rows = [row for row in catalogue.table() if given.name in (None, row["name"])]
-        print(json.dumps(rows, ensure_ascii=False))
+        print(json.dumps(catalogue.table(*filter(None, [given.name])), ensure_ascii=False))
     else:
         print(catalogue.describe(given.name) if given.name else catalogue.text())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..combined import combine
 from ..common import plugins
 from ..common.errors import RequestError, near_misses
 from ..method import Method
@@ -15,8 +16,10 @@ def names() -> list[str]:
 
 
 def find(name: str) -> type[Method]:
-    """The class of a method; RequestError with the near misses if there is no such file."""
-    return plugins.find(__name__, name, Method, "method")
+    """The class of a method, or of several that adapt together (`hst+lora`); RequestError with the near misses if there
+    is no such file."""
+    kinds = tuple(plugins.find(__name__, each, Method, "method") for each in name.split("+"))
+    return combine(kinds) if len(kinds) > 1 else kinds[0]
 
 
 def create(name: str, *, dense: bool = False, **arguments: Any) -> Method:

@@ -100,7 +100,7 @@ class Consolidator(Method):
     @property
     def size(self) -> int:
         """One value per position that a branch reaches, one bias per layer, and what trains besides."""
-        trained = self._trained()
+        trained = self.contacts.own("")
         return sum(p.numel() for p in trained.values()) + sum(
             int(change.support.sum()) + (0 if f"{path}.bias" in trained else len(change.support))
             for path, change in self._changes()
@@ -108,7 +108,7 @@ class Consolidator(Method):
 
     def consolidate(self) -> None:
         """The first consolidation: of each layer's branches their sum is left; beta joins the bias if that trains."""
-        trained = self._trained()
+        trained = self.contacts.own("")
         for path, change in self._changes():
             if isinstance(change, Grouped):
                 weight, beta = (t.detach() for t in change.summed())
@@ -116,9 +116,6 @@ class Consolidator(Method):
                 if own is not None:
                     own.data += beta
                 self.contacts.replace(path, Summed(change.support, weight, beta if own is None else None))
-
-    def _trained(self) -> dict[str, nn.Parameter]:
-        return dict(self.contacts.trained.named_parameters())
 
     def _changes(self) -> list[tuple[str, Grouped | Summed]]:
         return [

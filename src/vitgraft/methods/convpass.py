@@ -85,12 +85,14 @@ class Bypass(nn.Module):
             nn.init.zeros_(bias)  # type: ignore[arg-type]
 
     def forward(self, inputs: Tensor, outputs: Tensor, grid: tuple[int, int]) -> Tensor:
-        """inputs [B, P+N, D] -> [B, P+N, D]; the sub-layer's own outputs are not looked at."""
+        """inputs [B, P+N, D] -> [B, P+N, D]; the sub-layer's own outputs are not looked at. Extra tokens of another
+        method, in front of all, are treated as prefix tokens are."""
         x = quick_gelu(self.down(inputs))
+        alone = self.P if x.shape[1] == self.P else x.shape[1] - grid[0] * grid[1]
         # With zero padding a picture of one pixel meets the centre of the kernel and nothing else.
-        found = [F.linear(x[:, : self.P], self.conv.weight[:, :, 1, 1], self.conv.bias)] if self.P else []
-        if x.shape[1] > self.P:
-            found.append(self.conv(x[:, self.P :].mT.unflatten(2, grid)).flatten(2).mT)
+        found = [F.linear(x[:, :alone], self.conv.weight[:, :, 1, 1], self.conv.bias)] if alone else []
+        if x.shape[1] > alone:
+            found.append(self.conv(x[:, alone:].mT.unflatten(2, grid)).flatten(2).mT)
         x = quick_gelu(torch.cat(found, dim=1))
         up = self.up
         return widen(self.drop(x), self.scale * up.weight, self.scale * up.bias)

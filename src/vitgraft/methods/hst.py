@@ -130,7 +130,7 @@ class HST(Method):
         self.map_channels = self.widths
 
     def features(self, backbone: Backbone, images: Tensor, activations: Activations) -> Features:
-        checkpoints = self.contacts.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        checkpoints = self.in_effect.gradient_checkpointing and self.training and torch.is_grad_enabled()
         stages: list[Any] = list(self.stages)
         # Channels last, as tokens lie: the stem's convolutions are faster so, and no map is laid out anew.
         maps, x = [], images.contiguous(memory_format=torch.channels_last)
@@ -145,7 +145,9 @@ class HST(Method):
                 meta = [t[:, :first] for t in tokens]
             else:
                 meta = [t.mean(1, keepdim=True) for t in tokens]
-            rates = [self.contacts.drop_path * i / max(backbone.depth - 1, 1) if self.training else 0.0 for i in blocks]
+            rates = [
+                self.in_effect.drop_path * i / max(backbone.depth - 1, 1) if self.training else 0.0 for i in blocks
+            ]
             given = (x, activations.grids[min(s, len(activations.grids) - 1)], rates, *meta, *patches)
             x = checkpointed(stage, *given) if checkpoints else stage(*given)
             maps.append((images.shape[-2] / x.shape[-2], x))

@@ -31,11 +31,11 @@ def attached(name: str, backbone: Backbone, **arguments: Any) -> Method:
     return method
 
 
-def table() -> list[dict[str, Any]]:
-    """One record per method; parameters are those on ViT-B/16 with the method's defaults, without a head. What only an
-    attached method knows is None where a package that it needs is missing."""
+def table(*names: str) -> list[dict[str, Any]]:
+    """One record per method, all unless named; parameters are those on ViT-B/16 with the method's defaults, without a
+    head. What only an attached method knows is None where a package that it needs is missing."""
     backbone = shape_of(VIT_B16)
-    return [_row(methods.find(name), backbone) for name in methods.names()]
+    return [_row(methods.find(name), backbone) for name in names or methods.names()]
 
 
 def _row(cls: type[Method], backbone: Backbone) -> dict[str, Any]:
