@@ -22,6 +22,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora", "targets": ("qkv", "proj", "fc1", "fc2")},
     "hst": {"method": "hst"},
     "hst detached": {"method": "hst", "detached": True},
+    "hst detached added": {"method": "hst", "detached": True, "maps": "added", "widths": (32, 48, 64, 72)},
+    "hst+lora": {"method": "hst+lora", "targets": ("qkv", "proj", "fc1", "fc2")},
 }
 # Small heads and mild scales: what is compared are methods, after a few hundred steps on a processor.
 SMALL = {"width": 128}

@@ -11,7 +11,7 @@ CLASSES = 5
 
 
 TOGETHER = [
-    ("hst+lora", {"detached": True}),
+    ("hst+lora", {}),
     ("consolidator+lst", {}),
     ("convpass+vpt", {}),
     ("bitfit+repadapter", {}),

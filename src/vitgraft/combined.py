@@ -51,7 +51,9 @@ class Combined(Method):
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        return {name: kind.defaults()[argument] for name, (kind, argument) in cls._places().items()}
+        """Of each method those that suit it beside another (`together`), or its own."""
+        places = cls._places().items()
+        return {name: (kind.defaults() | kind.together)[argument] for name, (kind, argument) in places}
 
     @classmethod
     def hints(cls) -> dict[str, Any]:
@@ -69,6 +71,10 @@ class Combined(Method):
     def _side(self) -> Any:
         """The side network among them, or None."""
         return next((part for part in self._parts if _is_side(type(part))), None)
+
+    @property
+    def own_maps(self) -> bool:
+        return bool(self._side and self._side.own_maps)
 
     @property
     def ready(self) -> bool:
@@ -95,7 +101,7 @@ class Combined(Method):
         for part in self._parts:
             part.attach(backbone)
         if side := self._side:
-            self.width, self.map_channels = side.width, side.map_channels
+            self.width, self.map_channels, self.side_channels = side.width, side.map_channels, side.side_channels
         self._join()
 
     def _join(self) -> None:
@@ -143,14 +149,14 @@ def combine(kinds: tuple[type[Method], ...]) -> type[Combined]:
         "keeps": sum(kind.keeps for kind in kinds),
         "dense": {},
         "choices": {},
-        "own_maps": any(kind.own_maps for kind in kinds),
         "__doc__": "\n\n".join(inspect.getdoc(kind) or "" for kind in kinds),
     }
     cls: Any = type("Combined", (Combined,), about)
     for here, (kind, argument) in cls._places().items():
-        for of in ("dense", "choices"):
-            if argument in getattr(kind, of):
-                about[of][here] = getattr(kind, of)[argument]
+        if argument in kind.choices:
+            about["choices"][here] = kind.choices[argument]
+        if argument in kind.dense.keys() - kind.together.keys():
+            about["dense"][here] = kind.dense[argument]
     return cls
 
 

@@ -46,6 +46,7 @@ class Features:
 
     pooled  [B, D']      one vector per picture
     maps    [(stride in pixels, [B, C_i, h_i, w_i]), ...]  from the finest to the coarsest
+    side    [(stride in pixels, [B, c_i, h_i, w_i]), ...]  of a side network, to be added to `maps` by a neck
     size    (H, W)       of the batch in pixels; dense tasks only
     sizes   [(H, W), ...]  of each picture inside its padding, which lies right and below; all `size` unless told
     """
@@ -54,6 +55,7 @@ class Features:
     maps: list[tuple[float, Tensor]]
     size: tuple[int, int] = (0, 0)
     sizes: list[tuple[int, int]] = field(default_factory=list)
+    side: list[tuple[float, Tensor]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if any(self.size) and not self.sizes:

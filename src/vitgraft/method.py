@@ -40,7 +40,7 @@ class Method(nn.Module):
     keeps: ClassVar[float] = 0.6  # budget: bytes kept for backward, as a share of what timm's model keeps, all trained
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}  # argument -> the words that it takes
     dense: ClassVar[dict[str, Any]] = {}  # arguments whose default differs in the dense tasks
-    own_maps: ClassVar[bool] = False  # whether its maps are not the backbone's, but those of a side network
+    together: ClassVar[dict[str, Any]] = {}  # arguments whose default differs beside another method
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()  # other forms to hold to the same promises, as arguments
 
     def __init__(self) -> None:
@@ -48,6 +48,7 @@ class Method(nn.Module):
         self.contacts = Contacts()
         self.width = 0  # of the pooled features, D'; known once attached
         self.map_channels: tuple[int, ...] = ()  # of the maps, finest first; known once attached
+        self.side_channels: tuple[int, ...] = ()  # of maps that are added to them, finest first
         self.ready = True  # False: it must `calibrate`, or be loaded, before it can be used
 
     @property
@@ -64,6 +65,11 @@ class Method(nn.Module):
     def crosses_backbone(self) -> bool:
         """Whether gradients cross the backbone: something that trains lies inside it."""
         return self.contacts.inside
+
+    @property
+    def own_maps(self) -> bool:
+        """Whether its maps are not the backbone's, but those of a side network."""
+        return False
 
     @property
     def mergeable(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from . import heads, methods
 from .backbones import Backbone
 from .common.errors import RequestError
 from .features import Activations
-from .heads.pyramid import Pyramid
+from .heads.pyramid import Beside, Pyramid
 from .kernels.recompute import recomputing
 from .method import Method
 
@@ -21,21 +21,24 @@ PIXELS_PER_PATCH = 16  # in pictures of the dense tasks, whatever the backbone's
 
 
 class Model(nn.Module):
-    """One task: a frozen backbone (which other models may share), a method, a head; and a neck, where the head needs
-    more maps than the method makes. patches: the blocks whose patch tokens maps are made of, besides the last."""
+    """One task: a frozen backbone (which other models may share), a method, a neck, a head.
+
+    neck: what makes of the method's maps those that the head reads, one module after the other; often none. patches:
+    the blocks whose patch tokens maps are made of, besides the last.
+    """
 
     def __init__(
         self,
         backbone: Backbone,
         method: Method,
         head: Any,
-        neck: nn.Module | None = None,
+        neck: Sequence[nn.Module] = (),
         patches: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.method = method
-        self.neck = neck
+        self.neck = nn.ModuleList(neck)
         self.head = head
         self.patches = patches
 
@@ -62,8 +65,8 @@ class Model(nn.Module):
         features = self.method.features(self.backbone, images, activations)
         H, W = images.shape[-2:]
         features.size, features.sizes = (H, W), sizes or [(H, W)] * len(images)
-        if self.neck is not None:
-            features = self.neck(features, activations)
+        for part in self.neck:
+            features = part(features, activations)
         return self.head(features, targets)
 
     def read(self, images: Tensor) -> Activations:
@@ -87,8 +90,7 @@ class Model(nn.Module):
     @property
     def _parts(self) -> dict[str, nn.Module]:
         """What an adapter holds."""
-        parts = {"method": self.method, "neck": self.neck, "head": self.head}
-        return {name: part for name, part in parts.items() if part is not None}
+        return {"method": self.method, "neck": self.neck, "head": self.head}
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What trains, by name: tensors of the method, the neck and the head."""
@@ -132,13 +134,20 @@ def build(
         made.attach(backbone)
         channels = made.map_channels if levels else (made.width,)
         patches: tuple[int, ...] = ()
-        neck = None
+        neck: list[Any] = []
         if len(channels) < levels:
             patches = _evenly(backbone, neck_blocks or (1 if made.crosses_backbone else min(4, backbone.depth)))
-            neck = Pyramid(channels[0], reads=[backbone.blocks[i].width for i in patches])
+            neck.append(Pyramid(channels[0], reads=[backbone.blocks[i].width for i in patches]))
         elif levels and len(backbone.stages) > 1 and not made.own_maps:
             patches = tuple(stage[-1] for stage in backbone.stages)
-        made_head = heads.create(task, name, neck.channels if neck else channels, classes, **(head_options or {}))
+        if made.side_channels and levels == 1:
+            raise RequestError(
+                f"The head {name} reads one map, to which the four of {method} cannot be added: take another head, or "
+                "maps=own, which it reads all."
+            )
+        if made.side_channels and levels:
+            neck.append(Beside(neck[-1].channels if neck else channels, made.side_channels))
+        made_head = heads.create(task, name, neck[-1].channels if neck else channels, classes, **(head_options or {}))
     model = Model(backbone, made, made_head, neck, patches)
     return model.to(next(backbone.parameters()).device)
 

@@ -138,7 +138,7 @@ def test_methods_of_one_method(capsys):
 
 
 def test_two_methods_fit_and_predict_as_one_does(ground, tmp_path, capsys):
-    words = ["--method", "hst+lora", "--detached", "--rank", 2, "--lora-dropout", 0.1]
+    words = ["--method", "hst+lora", "--rank", 2, "--lora-dropout", 0.1]
     assert call(*fit_words(ground, tmp_path / "wrong", *words)) == 2
     assert "There is no option '--lora-dropout' with the method hst+lora" in capsys.readouterr().err
     run = fit(ground, tmp_path / "run", *words[:-2])

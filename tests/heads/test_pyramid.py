@@ -11,7 +11,7 @@ from vitgraft.common.errors import RequestError
 from vitgraft.common.settings import WHOLE
 from vitgraft.contacts import Contacts
 from vitgraft.features import Activations, Features
-from vitgraft.heads.pyramid import Pyramid
+from vitgraft.heads.pyramid import Beside, Pyramid
 
 ALONE = Activations(torch.zeros(0), [])  # no other block is read
 
@@ -87,7 +87,7 @@ def test_which_blocks_are_read(cls):
 def test_a_backbone_with_stages_gives_their_maps():
     swin = random_backbone("swin")
     model = build(swin, "linear", classes=2, task="segment")
-    assert model.neck is None
+    assert not model.neck
     assert model.patches == (1, 2, 4, 5)
     images = torch.randn(2, 3, 64, 96)
     maps = model.method.features(swin, images, model.read(images)).maps
@@ -97,6 +97,57 @@ def test_a_backbone_with_stages_gives_their_maps():
         (16, (96, 4, 6)),
         (32, (192, 2, 3)),
     ]
+
+
+@pytest.mark.parametrize("where", ["cls", "dinov2", "swin"])
+def test_a_side_network_is_added_from_zero(where):
+    """It begins as the frozen backbone under the same head, and adds what its own maps are through one matrix each."""
+    backbone = random_backbone(where)
+    options = {"task": "segment", "head": "fpn", "head_options": {"neck": 8, "width": 32}, "neck_blocks": 1}
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    frozen = build(backbone, "linear", classes=3, **options).eval()
+    model = build(backbone, "hst", classes=3, detached=True, maps="added", **options).eval()
+    assert model.method.map_channels == frozen.method.map_channels
+    *pyramid, beside = model.neck
+    assert len(pyramid) == len(frozen.neck)
+    assert parameters(beside) == sum((c + 1) * C for c, C in zip((64, 128, 256, 384), beside.channels, strict=True))
+    same = {name: tensor for name, tensor in model.state().items() if name in frozen.state()}
+    frozen.load_state(frozen.state() | same)
+    torch.testing.assert_close(model(images), frozen(images))
+
+    with torch.no_grad():
+        for parameter in beside.parameters():
+            parameter.normal_(std=0.1)
+    read = model.read(images)
+    own = build(backbone, "hst", classes=3, detached=True, task="segment", head="linear").method.eval()
+    own.load_state_dict(model.method.state_dict())
+    given = model.method.features(backbone, images, read)
+    for part in pyramid:
+        given = part(given, read)
+    expected = [
+        x + torch.einsum("bchw,Cc->bChw", y, lateral.weight[:, :, 0, 0]) + lateral.bias[:, None, None]
+        for (_, x), (_, y), lateral in zip(
+            given.maps, own.features(backbone, images, read).maps, beside.laterals, strict=True
+        )
+    ]
+    found = beside(given, read).maps
+    assert [stride for stride, _ in found] == [4, 8, 16, 32]
+    torch.testing.assert_close([x for _, x in found], expected)
+    sum(model(images, torch.ones(2, 64, 96, dtype=torch.uint8)).values()).backward()
+    still = [name for name, p in model.trained().items() if p.grad is None or not p.grad.any()]
+    assert all("k.bias" in name for name in still), still
+
+
+def test_beside_another_method_the_side_network_is_small_and_added(cls):
+    model = build(cls, "hst+lora", classes=2, task="segment")
+    assert model.method.arguments()["widths"] == model.method.side_channels == (32, 48, 64, 72)
+    assert model.method.arguments()["detached"]
+    assert [type(part) for part in model.neck] == [Pyramid, Beside]
+    assert build(cls, "hst", classes=2, task="segment").method.map_channels == (64, 128, 256, 384)
+    with pytest.raises(
+        RequestError, match=r"head linear reads one map, to which the four of hst\+lora cannot be added"
+    ):
+        build(cls, "hst+lora", classes=2, task="segment", head="linear")
 
 
 def test_a_cell_reaches_only_its_own_place():

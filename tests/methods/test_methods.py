@@ -517,16 +517,15 @@ def test_methods_together():
     cls = methods.find("hst+lora+bitfit")
     assert cls is methods.find("hst+lora+bitfit")
     shape = catalogue.shape_of(catalogue.VIT_B16)
-    both = catalogue.attached("hst+lora", shape, detached=True, rank=4)
+    both = catalogue.attached("hst+lora", shape, rank=4)
     assert both.name() == "hst+lora"
     assert both.size == 718_760 + 294_912 // 2
     assert both.size == sum(p.numel() for p in both.parameters())
     assert both.width == 72
-    assert both.map_channels == (32, 48, 64, 72)
+    assert (both.map_channels, both.side_channels) == ((768,), (32, 48, 64, 72))
     assert both.crosses_backbone
     assert "side network" in both.obstacle
     assert both.recipe == {"lr": 2e-3}
-    assert methods.create("hst+lora", dense=True).arguments()["widths"] == (64, 128, 256, 384)
     described = catalogue.describe("hst+lora")
     assert described.startswith("HST, hierarchical side-tuning and LoRA, low-rank adaptation")
     assert "--meta-tokens" in described
@@ -549,17 +548,17 @@ def test_methods_together():
 
 
 @pytest.mark.parametrize(
-    ("name", "place"),
+    ("name", "given", "place"),
     [
-        ("lora+consolidator", r"blocks\.0\.attn\.qkv and 11 places more"),
-        ("bitfit+layernorm", r"blocks\.0\.norm1\.bias and 24 places more"),
-        ("convpass+adaptformer", r"blocks\.0\.mlp and 11 places more"),
-        ("hst+vpt", "tokens in block 0"),
+        ("lora+consolidator", {}, r"blocks\.0\.attn\.qkv and 11 places more"),
+        ("bitfit+layernorm", {}, r"blocks\.0\.norm1\.bias and 24 places more"),
+        ("convpass+adaptformer", {}, r"blocks\.0\.mlp and 11 places more"),
+        ("hst+vpt", {"detached": False}, "tokens in block 0"),
     ],
 )
-def test_one_place_takes_one_method(name, place):
+def test_one_place_takes_one_method(name, given, place):
     with pytest.raises(methods.RequestError, match=f"Two of the methods want {place}"):
-        catalogue.attached(name, catalogue.shape_of(catalogue.VIT_B16))
+        catalogue.attached(name, catalogue.shape_of(catalogue.VIT_B16), **given)
 
 
 @every_variant

@@ -111,7 +111,7 @@ def test_maps_lie_at_the_same_strides_for_every_patch():
         hst = build(random_backbone(family), "hst", classes=2, task="segment", head="fpn")
         features = hst.method.features(hst.backbone, images, hst.read(images))
         assert [stride for stride, _ in features.maps] == [4, 8, 16, 32]
-        assert hst.neck is None
+        assert not hst.neck
         assert hst.method.map_channels == (64, 128, 256, 384)
 
 

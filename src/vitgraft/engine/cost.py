@@ -21,7 +21,7 @@ def parameters(model: Model) -> dict[str, int]:
     `backbone`."""
     return {
         "method": model.method.size,
-        "head": sum(p.numel() for part in (model.neck, model.head) if part for p in part.parameters()),
+        "head": sum(p.numel() for part in (model.neck, model.head) for p in part.parameters()),
         "backbone": sum(p.numel() for p in model.backbone.parameters()),
     }
 

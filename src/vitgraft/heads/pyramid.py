@@ -56,3 +56,24 @@ class Pyramid(nn.Module):
             x = x + self.mix(torch.cat(activations.patches, dim=-1)).mT.unflatten(2, x.shape[-2:])
         maps = [(stride * times, scale(x)) for times, scale in zip((0.25, 0.5, 1, 2), self.scales, strict=True)]
         return replace(features, maps=maps)
+
+
+class Beside(nn.Module):
+    """Adds the maps of a side network to others of the same strides, each by a 1x1 convolution that starts at zero.
+
+    Ours: where such a network is the only way to the head, it has to find again what the backbone says already.
+
+    Parameters for side maps of widths c beside maps of widths C: sum of (c + 1) C.
+    """
+
+    def __init__(self, channels: Sequence[int], side: Sequence[int]) -> None:
+        super().__init__()
+        self.channels = tuple(channels)
+        self.laterals = nn.ModuleList(nn.Conv2d(c, C, 1) for c, C in zip(side, channels, strict=True))
+        for tensor in self.parameters():
+            nn.init.zeros_(tensor)
+
+    def forward(self, features: Features, activations: Activations) -> Features:
+        """The same features, their maps with the side ones added."""
+        both = zip(features.maps, features.side, self.laterals, strict=True)
+        return replace(features, maps=[(stride, x + lateral(y)) for (stride, x), (_, y), lateral in both])

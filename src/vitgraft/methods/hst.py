@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,6 +41,9 @@ class HST(Method):
     published, or normalised, each under a LayerNorm without parameters (ours); auto: normalised where the backbone has
     LayerScale, and when detached. The bridge starts for the blocks of a ViT without it, whose outputs are of size 1 to
     17; behind it they are of size 0.05 to 0.5, which the bridge would mute.
+    maps: what a dense head sees. own: the four maps of the side network alone, as published. added (ours): what it sees
+    without a side network, the backbone's own last map as a pyramid or those of its stages, to which the side network's
+    are added from zero; so it begins as the frozen backbone under the same head.
     detached: False is the published system: meta tokens and trained norm1/norm2 inside the backbone, gradients through
     all of it. True leaves the backbone alone: the CLS token's output takes the meta token's place (the mean patch token
     where there is none), LayerNorms stay frozen, every tap is read without autograd, so that a picture's pass through
@@ -56,12 +60,12 @@ class HST(Method):
     10,404,096.
     """
 
-    own_maps = True
     title = "HST, hierarchical side-tuning"
     paper = "Lin et al. 2023, arXiv 2310.05393"
     published = "VTAB-1k 76.1 (mean of 19, ViT-B/16 AugReg IN-21k, best epoch on test; abstract, v3)"
     dense = {"widths": (64, 128, 256, 384)}
-    choices = {"taps": ("auto", "raw", "normalised")}
+    together = {"detached": True, "maps": "added", "widths": (32, 48, 64, 72)}
+    choices = {"taps": ("auto", "raw", "normalised"), "maps": ("own", "added")}
     variants = ({"detached": True}, {"taps": "normalised"})
     keeps = 0.78  # on ViT-B/16 at 224 in float32; 0.15 detached
 
@@ -73,12 +77,13 @@ class HST(Method):
         mlp_ratio: int = 4,
         meta_tokens: int = 1,
         taps: str = "auto",
+        maps: str = "own",
         detached: bool = False,
     ) -> None:
         super().__init__()
         self.widths, self.heads = tuple(widths), tuple(heads)
         self.mlp_ratio, self.meta_tokens = mlp_ratio, meta_tokens
-        self.taps, self.detached = taps, detached
+        self.taps, self.maps, self.detached = taps, maps, detached
         if len(self.widths) != STAGES or len(self.heads) != STAGES:
             raise RequestError(
                 f"HST has four stages, but {len(self.widths)} widths and {len(self.heads)} numbers of heads came: "
@@ -102,7 +107,12 @@ class HST(Method):
         """5e-3 is the middle of the published grid, 1e-3 5e-3 1e-2; a side network alone wants less."""
         return {"lr": 2e-3 if self.detached else 5e-3}
 
+    @property
+    def own_maps(self) -> bool:
+        return self.maps == "own"
+
     def attach(self, backbone: Backbone) -> None:
+        super().attach(backbone)
         self.reads = _stages(backbone)
         normalised = self.detached or backbone.has_layerscale if self.taps == "auto" else self.taps == "normalised"
         read = [i for blocks in self.reads for i in blocks]
@@ -127,7 +137,10 @@ class HST(Method):
         )
         self.pooled_norm = BatchNorm(self.widths[-1], eps=1e-6, affine=False)
         self.width = self.widths[-1]
-        self.map_channels = self.widths
+        if self.own_maps:
+            self.map_channels = self.widths
+        else:
+            self.side_channels = self.widths
 
     def features(self, backbone: Backbone, images: Tensor, activations: Activations) -> Features:
         checkpoints = self.in_effect.gradient_checkpointing and self.training and torch.is_grad_enabled()
@@ -151,7 +164,10 @@ class HST(Method):
             given = (x, activations.grids[min(s, len(activations.grids) - 1)], rates, *meta, *patches)
             x = checkpointed(stage, *given) if checkpoints else stage(*given)
             maps.append((images.shape[-2] / x.shape[-2], x))
-        return Features(self.pooled_norm(x.mean((2, 3))), maps)
+        pooled = self.pooled_norm(x.mean((2, 3)))
+        if self.own_maps:
+            return Features(pooled, maps)
+        return replace(super().features(backbone, images, activations), pooled=pooled, side=maps)
 
 
 def _stages(backbone: Backbone) -> list[range]:
