@@ -116,12 +116,7 @@ def load(path: str | Path, backbone: Backbone | None = None) -> Adapter:
         raise type(error)(
             f"{path} needs the backbone that it was trained on, but {error} Name it with --backbone."
         ) from error
-    if backbone.fingerprint != named["fingerprint"]:
-        raise RequestError(
-            f"{path} was trained on {named['name']} ({named['source']}, fingerprint {named['fingerprint'][:12]}), but "
-            f"the backbone here is {backbone.name} ({backbone.source}, fingerprint {backbone.fingerprint[:12]}): "
-            "load the weights that it was trained on."
-        )
+    check_backbone(path, header, backbone)
     classes = len(header["classes"])
     told = header["head"]
     head = {"head": told["name"], "head_options": told["options"], "neck_blocks": told["neck_blocks"]}
@@ -132,6 +127,17 @@ def load(path: str | Path, backbone: Backbone | None = None) -> Adapter:
     except RuntimeError as error:
         raise RequestError(f"The tensors of {path} do not fit its header ({error}): take an intact copy.") from error
     return Adapter(model.eval(), Preprocess.from_dict(header["preprocess"]), header)
+
+
+def check_backbone(path: str | Path, header: dict[str, Any], backbone: Backbone) -> None:
+    """RequestError unless the backbone is the one that the adapter of this header was trained on."""
+    named = header["backbone"]
+    if backbone.fingerprint != named["fingerprint"]:
+        raise RequestError(
+            f"{path} was trained on {named['name']} ({named['source']}, fingerprint {named['fingerprint'][:12]}), but "
+            f"the backbone here is {backbone.name} ({backbone.source}, fingerprint {backbone.fingerprint[:12]}): "
+            "load the weights that it was trained on."
+        )
 
 
 def _pack(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:

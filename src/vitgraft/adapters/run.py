@@ -49,12 +49,12 @@ class Run:
     ) -> None:
         self.path = Path(path)
         self.evaluation = evaluation
-        self._file = self.path / "adapter.safetensors" if self.path.is_dir() else self.path
+        self.file = self.path / "adapter.safetensors" if self.path.is_dir() else self.path
         if not self.path.exists():
             raise RequestError(
                 f"There is no run {path}: give the folder that `vitgraft fit --out` made, or its adapter file."
             )
-        if not self._file.exists():
+        if not self.file.exists():
             begun = (self.path / "settings.json").is_file()
             raise RequestError(
                 f"{path} holds a run that is not finished: finish it with the same command and --resume."
@@ -66,17 +66,17 @@ class Run:
     @cached_property
     def result(self) -> dict[str, Any]:
         """What was done and what came out: result.json, or the header of an adapter file that stands alone."""
-        written = self._file.with_name("result.json")
+        written = self.file.with_name("result.json")
         if self.path.is_dir() and written.is_file():
             return read_json(written)
-        header = adapter.read(self._file)[1]
-        return {**header, **header["metrics"], "adapter_bytes": self._file.stat().st_size}
+        header = adapter.read(self.file)[1]
+        return {**header, **header["metrics"], "adapter_bytes": self.file.stat().st_size}
 
     @cached_property
     def adapter(self) -> adapter.Adapter:
         """The loaded adapter; the backbone is loaded at the first use."""
         given = Backbone.load(self._backbone) if isinstance(self._backbone, str) else self._backbone
-        return adapter.load(self._file, given)
+        return adapter.load(self.file, given)
 
     @property
     def task(self) -> Task:

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
 from .. import __version__
 from ..common.errors import RequestError, VitgraftError, WorkError, near_misses
-from ..common.settings import DENSE, WHOLE, Settings
+from ..common.settings import BACKBONE, DENSE, METHOD, WHOLE, Settings
 from .options import values
 
 if TYPE_CHECKING:
     from ..data.check import Checked
     from ..method import Method
 
-BACKBONE = "vit_base_patch16_224"
 BENCH = "methods x tasks x seeds as one resumable grid, and its table"
 
 
@@ -113,8 +112,13 @@ def _fit_parser(commands: Any, method: type[Method] | None) -> None:
         argument_default=argparse.SUPPRESS,
     )
     fit.add_argument("data", metavar="DATA", help="folder of pictures")
-    fit.add_argument("--method", default="hst", help="default: hst; see `vitgraft methods`")
-    fit.add_argument("--backbone", "--model", default=BACKBONE, help=f"timm name or weight file (default: {BACKBONE})")
+    fit.add_argument("--method", help=f"default: {METHOD}; see `vitgraft methods`")
+    fit.add_argument("--backbone", "--model", help=f"timm name or weight file (default: {BACKBONE})")
+    fit.add_argument(
+        "--start",
+        metavar="RUN",
+        help="a finished run to begin with; task, method, head, backbone and size of pictures are its own",
+    )
     fit.add_argument("--out", "-o", required=True, metavar="RUN", help="folder to make")
     fit.add_argument("--task", default=None, help=f"{', '.join((*WHOLE, *DENSE))}; default: what DATA is for")
     fit.add_argument(
@@ -188,9 +192,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if given.command == "fit":
         from .. import methods
 
-        found = methods.find(given.method)
-        given, rest = parser(found).parse_known_args(words)
-        about += f" and `vitgraft methods {given.method}`"
+        name = getattr(given, "method", None) or _method_of(getattr(given, "start", None))
+        given, rest = parser(methods.find(name)).parse_known_args(words)
+        given.method = name
+        about += f" and `vitgraft methods {name}`"
         name = rest[0].partition("=")[0].lstrip("-").replace("-", "_") if rest else ""
         owners = [other for other in methods.names() if name in methods.find(other).defaults()]
     if not rest:
@@ -202,6 +207,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     near = near_misses(word, given.parser._option_string_actions)
     belongs = f" {word} is an option of {', '.join(owners)}." if owners else near
     raise RequestError(f"There is no option {word!r}{method}: {about}.{belongs}")
+
+
+def _method_of(run: str | None) -> str:
+    """The method of the run that a fit starts from, or the default one."""
+    if run is None:
+        return METHOD
+    from ..adapters.run import Run
+
+    return Run(run).result["method"]
 
 
 def _fit(given: argparse.Namespace) -> None:

@@ -10,11 +10,11 @@ from ..adapters.run import Run
 from ..backbones import Backbone
 from ..common.console import Console
 from ..common.errors import RequestError
+from ..common.settings import BACKBONE
 from ..pages import report
 from ..training.fitting import fit
 from . import digits
 
-BACKBONE = "vit_base_patch16_224"
 SIZE = 64  # pixels: 4 x 4 patches, so that two cores are enough
 TASKS = ("digits", "place")
 METHODS: dict[str, dict[str, Any]] = {"linear": {}, "hst": {"detached": True}}

@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import RequestError, near_misses
 
+METHOD, BACKBONE = "hst", "vit_base_patch16_224"  # of a fit that names none
 PRECISIONS = ("auto", "bf16", "32", "64")
 
 Triple = tuple[float, float, float]

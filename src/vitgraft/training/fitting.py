@@ -20,7 +20,7 @@ from ..backbones import Backbone
 from ..common.console import Console, first_process
 from ..common.errors import RequestError, near_misses
 from ..common.files import check_folder, make_folder, read_json, write_bytes, write_json
-from ..common.settings import FREE, NORMALISATIONS, Settings
+from ..common.settings import BACKBONE, FREE, METHOD, NORMALISATIONS, Settings
 from ..data import LoadedPictures, Preprocess, audit
 from ..data.recognise import recognise
 from ..engine import cost
@@ -33,6 +33,7 @@ from ..pages import report
 from ..tasks.base import Task
 from .checkpoint import Checkpoint, Progress
 from .loop import train
+from .start import Start
 
 MOST_NOTES = 12  # that are told on the way; result.json and the page have all
 FILES = ("adapter.safetensors", "result.json", "metrics.jsonl", "report.html", "checkpoint.safetensors")
@@ -42,8 +43,9 @@ def fit(
     root: str | Path,
     *,
     out: str | Path,
-    method: str = "hst",
-    backbone: str | Backbone = "vit_base_patch16_224",
+    method: str | None = None,
+    backbone: str | Backbone | None = None,
+    start: str | Path | None = None,
     task: str | None = None,
     head: str | None = None,
     head_options: Mapping[str, Any] | None = None,
@@ -54,12 +56,21 @@ def fit(
 ) -> Run:
     """Fits one method to a folder of pictures and leaves the run in `out`.
 
-    root: the pictures; `data.read` says which layouts there are. backbone: a timm name, a local file, or a loaded
-    Backbone, which several runs may share. task: what the folder is arranged for, unless given. head: one of the
-    task's, its first unless given, with its own options. resume: continue a fit that was stopped (or start, if none
-    was). options: fields of `Settings` and arguments of the method.
+    root: the pictures; `data.read` says which layouts there are. method: HST unless given. backbone: a timm name, a
+    local file, or a loaded Backbone, which several runs may share; ViT-B/16 unless given. start: a finished run to
+    begin with, from which comes what is not given: task, method, head, backbone, the size of pictures. Of other classes
+    the layers are new. task: what the folder is arranged for, unless given. head: one of the task's, its first unless
+    given, with its own options. resume: continue a fit that was stopped (or start, if none was). options: fields of
+    `Settings` and arguments of the method.
     """
     out = Path(out)
+    begun = None
+    if start is not None:
+        begun = Start(start)
+        begun.check(task=task, method=method, head=head)
+        task, method, head, backbone = begun.task, begun.method, begun.head, backbone or begun.backbone
+        head_options, options = {**begun.head_options, **(head_options or {})}, {**begun.options, **options}
+    method, backbone = method or METHOD, backbone or BACKBONE
     kind = tasks.find(task or recognise(root))
     task, head = kind.name(), head or heads.names(kind.name())[0]
     dense = heads.find(task, head).levels > 0
@@ -77,6 +88,7 @@ def fit(
         "method": method,
         "arguments": arguments,
         "backbone": name,
+        **({"start": str(begun.path.resolve())} if begun else {}),
         **asdict(settings),
     }
     asked["data"] = {"root": str(found.root.resolve()), "pictures": {n: len(s) for n, s in found.splits.items()}}
@@ -101,22 +113,30 @@ def fit(
         for note in told:
             console.note(note)
         notes += told
-        model = build(
-            backbone.float(),  # another run may have had it in float64
-            method,
-            classes=len(found.classes),
-            task=task,
-            head=head,
-            head_options=options_of_head,
-            neck_blocks=settings.neck_blocks,
-            seed=settings.seed,
-            **arguments,
-        )
+        backbone.float()  # another run may have had it in float64
+
+        def made(classes: int) -> Model:
+            return build(
+                backbone,
+                method,
+                classes=classes,
+                task=task,
+                head=head,
+                head_options=options_of_head,
+                neck_blocks=settings.neck_blocks,
+                seed=settings.seed,
+                **arguments,
+            )
+
+        model = made(len(found.classes))
+        started = begun.load(model, found.classes, made) if begun else None
         model.method.contacts.drop_path = settings.drop_path
         model.method.contacts.gradient_checkpointing = settings.gradient_checkpointing
         launched = fabric(settings)  # after everything that can be wrong with the request
         launched.launch()
-        return _Fitting(out, asked, settings, kind, found, model, preprocess, launched, skip_bad, console, notes).run()
+        return _Fitting(
+            out, asked, settings, kind, found, model, preprocess, launched, skip_bad, console, notes, started
+        ).run()
 
 
 class _Fitting:
@@ -135,10 +155,11 @@ class _Fitting:
         skip_bad: bool,
         console: Console,
         notes: list[str],
+        started: dict[str, Any] | None,
     ) -> None:
         self.out, self.asked, self.settings, self.task, self.found = out, asked, settings, task, found
         self.model, self.preprocess, self.fabric, self.console = model, preprocess, fabric, console
-        self.skipped, self.notes = 0, notes
+        self.skipped, self.notes, self.started = 0, notes, started
         self.counts: dict[str, Any] = {}  # by split and class
         self.examples: list[tuple[str, str]] = []  # of each class: its name, and a picture of it
         self.train_pictures = self._decode(settings.train_split, skip_bad, training=True)
@@ -271,6 +292,7 @@ class _Fitting:
             **asdict(settings),
             "precision": resolved_precision(settings.precision, settings.device),
             "epoch_reported": "last",
+            **({"start": self.started} if self.started else {}),
         }
         protocol["image_size"] = list(self.preprocess.size)
         versions = {
