@@ -15,19 +15,18 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from vitgraft import fit
+from vitgraft import fit, heads
 
 METHODS: dict[str, dict[str, Any]] = {
     "frozen": {"method": "linear"},
-    "lora": {"method": "lora", "targets": ("qkv", "proj", "fc1", "fc2")},
+    "lora": {"method": "lora"},
     "hst": {"method": "hst"},
     "hst detached": {"method": "hst", "detached": True},
     "hst detached added": {"method": "hst", "detached": True, "maps": "added", "widths": (32, 48, 64, 72)},
-    "hst+lora": {"method": "hst+lora", "targets": ("qkv", "proj", "fc1", "fc2")},
+    "hst+lora": {"method": "hst+lora"},
 }
-# Small heads and mild scales: what is compared are methods, after a few hundred steps on a processor.
-SMALL = {"width": 128}
-SMALL_BOXES = {**SMALL, "hidden": 256, "samples": 32, "proposals": 300}
+# Few boxes and mild scales: what is compared are methods, after a few hundred steps on a processor.
+FEW = {"samples": 32, "proposals": 300}
 SHORT = {"lr": 1e-3, "jitter": (0.75, 1.5)}
 
 
@@ -47,25 +46,25 @@ SETS = {
     "camvid": Set(
         "test",
         {"task": "segment", "image_size": (192, 256), "epochs": 4, "batch_size": 8, **SHORT},
-        {"upernet": SMALL},
+        {"upernet": {}},
         SEGMENTED,
     ),
     "pets3": Set(
         "test",
         {"task": "segment", "image_size": (192, 192), "epochs": 10, "batch_size": 8, **SHORT},
-        {"upernet": SMALL},
+        {"upernet": {}},
         SEGMENTED,
     ),
     "pennfudan": Set(
         "val",
         {"task": "instance", "image_size": (256, 256), "epochs": 6, "batch_size": 2, **SHORT},
-        {"mask": SMALL_BOXES, "cascade-mask": {**SMALL_BOXES, "mask_every_stage": False}},
+        {"mask": FEW, "cascade-mask": {**FEW, "mask_every_stage": False}},
         {**BOXES, "mask AP": ("mask", "AP"), "mask AP50": ("mask", "AP50")},
     ),
     "bccd": Set(
         "test",
         {"task": "detect", "image_size": (192, 256), "epochs": 3, "batch_size": 2, **SHORT},
-        {"faster": SMALL_BOXES},
+        {"faster": FEW},
         BOXES,
     ),
 }
@@ -76,8 +75,8 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    heads = dict.fromkeys(head for of in SETS.values() for _, head, _ in chosen(of, list(METHODS)))
-    parser.add_argument("--heads", nargs="+", default=list(heads), choices=list(heads))
+    known = dict.fromkeys(head for of in SETS.values() for _, head, _ in chosen(of, list(METHODS)))
+    parser.add_argument("--heads", nargs="+", default=list(known), choices=list(known))
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lr", type=float, help="in place of the sets' own")
@@ -85,6 +84,7 @@ def main() -> None:
     parser.add_argument(
         "--neck-blocks", type=int, default=0, help="blocks that a neck makes maps of; 0: the method's own"
     )
+    parser.add_argument("--published", action="store_true", help="heads and necks as wide as published")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     changed = {name: getattr(given, name) for name in ("lr", "epochs") if getattr(given, name) is not None}
@@ -95,8 +95,11 @@ def main() -> None:
             if head not in given.heads:
                 continue
             settings = {**SETS[name].settings, **changed}
+            if given.published:
+                options = {**options, **heads.find(settings["task"], head).published}
+                settings["neck_width"] = 0
             marks = [name, method.replace(" ", "-"), head, f"{settings['lr']:g}", settings["epochs"], given.seed]
-            marks += [f"blocks-{given.neck_blocks}"]
+            marks += [f"blocks-{given.neck_blocks}", *(["published"] if given.published else [])]
             results[method, head] = fit_apart(
                 given.root / name,
                 out=given.out / "-".join(map(str, marks)),

@@ -76,7 +76,7 @@ def header_of(model):
         "method": model.method.name(),
         "arguments": model.method.arguments(),
         "backbone": {"name": backbone.name, "source": backbone.source, "fingerprint": backbone.fingerprint},
-        "head": {"name": "linear", "options": {}, "neck_blocks": 0},
+        "head": {"name": "linear", "options": {}, "neck_blocks": 0, "neck_width": 0},
         "classes": [f"class {i}" for i in range(CLASSES)],
         "preprocess": backbone.preprocess().to_dict(),
         "protocol": {},

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import heads, methods
 from .backbones import Backbone
 from .common.errors import RequestError
+from .common.settings import NECK_WIDTH
 from .features import Activations
 from .heads.pyramid import Beside, Pyramid
 from .kernels.recompute import recomputing
@@ -116,6 +117,7 @@ def build(
     head: str | None = None,
     head_options: Mapping[str, Any] | None = None,
     neck_blocks: int = 0,
+    neck_width: int = NECK_WIDTH,
     seed: int = 0,
     **arguments: Any,
 ) -> Model:
@@ -124,7 +126,8 @@ def build(
 
     head: one of the task's, its first unless given, with its own options. neck_blocks: how many blocks a neck makes
     maps of, where the head needs one: the last, and others at equal distances; 0: four of a backbone that no gradient
-    crosses, else the last alone, which then learns to carry what is asked of it. arguments: of the method.
+    crosses, else the last alone, which then learns to carry what is asked of it. neck_width: of these maps, the
+    backbone's own at most, which 0 stands for. arguments: of the method.
     """
     name = head or heads.names(task)[0]
     levels = heads.find(task, name).levels
@@ -137,7 +140,7 @@ def build(
         neck: list[Any] = []
         if len(channels) < levels:
             patches = _evenly(backbone, neck_blocks or (1 if made.crosses_backbone else min(4, backbone.depth)))
-            neck.append(Pyramid(channels[0], reads=[backbone.blocks[i].width for i in patches]))
+            neck.append(Pyramid(channels[0], neck_width, [backbone.blocks[i].width for i in patches]))
         elif levels and len(backbone.stages) > 1 and not made.own_maps:
             patches = tuple(stage[-1] for stage in backbone.stages)
         if made.side_channels and levels == 1:

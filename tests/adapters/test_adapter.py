@@ -39,7 +39,7 @@ def header_of(model, **more):
     named = {"name": backbone.name, "source": backbone.source, "fingerprint": backbone.fingerprint}
     return {
         "task": "classify",
-        "head": {"name": "linear", "options": {}, "neck_blocks": 0},
+        "head": {"name": "linear", "options": {}, "neck_blocks": 0, "neck_width": 0},
         "method": model.method.name(),
         "arguments": model.method.arguments(),
         "backbone": named,

@@ -265,5 +265,5 @@ def test_parameters(options, heads):
 
 def test_parameters_of_hst_are_the_published_ones_with_three_mask_heads():
     with torch.device("meta"):
-        head = CascadeRCNN(HST, 80, masks=True)
+        head = CascadeRCNN(HST, 80, masks=True, **CascadeRCNN.published)
     assert round((parameters(head) + HST_SIDE) / 1e6, 1) == 68.4

@@ -123,9 +123,9 @@ def test_mask_rcnn_equals_torchvisions(dtype):
         assert ours_of["masks"].shape == (len(ours_of["boxes"]), 1, *size)
 
 
-def test_defaults_are_torchvisions():
+def test_defaults_are_torchvisions_but_for_the_widths():
     with torch.device("meta"):
-        head = RCNN(HST, 80, masks=True)
+        head = RCNN(HST, 80, masks=True, **RCNN.published)
     backbone = Maps({})
     backbone.out_channels = 256
     theirs = MaskRCNN(backbone, 81)
@@ -292,4 +292,4 @@ def test_parameters(C, masks):
 
 def test_parameters_of_hst_are_the_published_ones():
     with torch.device("meta"):
-        assert round((parameters(RCNN(HST, 80, masks=True)) + HST_SIDE) / 1e6, 1) == 30.5
+        assert round((parameters(RCNN(HST, 80, masks=True, **RCNN.published)) + HST_SIDE) / 1e6, 1) == 30.5

@@ -221,7 +221,7 @@ def test_parameters(C):
 
 def test_parameters_of_hst_are_the_published_ones():
     with torch.device("meta"):
-        upernet, fpn = UPerNet(HST, 150), SemanticFPN(HST, 150)
+        upernet, fpn = UPerNet(HST, 150, **UPerNet.published), SemanticFPN(HST, 150, **SemanticFPN.published)
     assert round((parameters(upernet) + HST_SIDE) / 1e6, 1) == 39.9
     assert math.isclose(parameters(fpn) + HST_SIDE, 14.62e6, rel_tol=1e-3)
 
@@ -236,7 +236,7 @@ def test_every_head_is_found_and_says_how_many_maps_it_reads(task, name):
 
 
 def test_options_are_handed_on():
-    assert heads.options("segment", "fpn") == {"neck": 256, "width": 128, "dropout": 0.1}
+    assert heads.options("segment", "fpn") == {"neck": 96, "width": 96, "dropout": 0.1}
     head = heads.create("segment", "fpn", CHANNELS, K, neck=8, width=32)
     assert head.classify.weight.shape == (K, 32, 1, 1)
 

@@ -165,13 +165,30 @@ def test_a_cell_reaches_only_its_own_place():
 @pytest.mark.parametrize("D", [8, 20, 192])
 def test_parameters(D):
     assert parameters(made(Pyramid, D)) == 9 * D * D / 2 + 9 * D / 4
+    assert parameters(made(Pyramid, D, 8)) == 9 * 8 * 8 / 2 + 9 * 8 / 4 + (D > 8) * (D + 1) * 8
+    assert parameters(made(Pyramid, D, 8, (5, 7))) == parameters(made(Pyramid, D, 8)) + 13 * 8
+
+
+def test_it_is_narrower_than_the_backbone():
+    pyramid = shaken(made(Pyramid, 16, 8)).double()
+    given = features(channels=(16,), dtype=torch.float64)
+    reduced = Features(given.pooled, [(16, pyramid.reduce(given.maps[0][1]))], given.size, given.sizes)
+    alone = made(Pyramid, 8).double()
+    alone.load_state_dict({n: t for n, t in pyramid.state_dict().items() if not n.startswith("reduce")})
+    assert pyramid.channels == alone.channels == (2, 4, 8, 8)
+    assert not isinstance(pyramid.reduce, torch.nn.Identity)
+    expected = [m for _, m in alone(reduced, ALONE).maps]
+    torch.testing.assert_close([m for _, m in pyramid(given, ALONE).maps], expected)
+    wide = build(random_backbone("cls"), "lora", classes=2, task="segment", neck_width=0)
+    assert wide.neck[0].channels == (12, 24, 48, 48)
+    assert build(random_backbone("cls"), "lora", classes=2, task="segment", neck_width=16).neck[0].channels[2] == 16
 
 
 DENSE = [(task, name) for task in heads.HEADS if task not in WHOLE for name in heads.HEADS[task]]
 
 
 def test_of_odd_widths():
-    with pytest.raises(RequestError, match="width 18, which it halves twice"):
+    with pytest.raises(RequestError, match="width 18 was asked for, which it halves twice"):
         Pyramid(18)
 
 

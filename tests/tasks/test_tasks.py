@@ -86,7 +86,7 @@ def test_every_method_trains_every_head_and_loads_again(method, task, head, back
     model.load_state(tensors)
     header = {
         "task": task,
-        "head": {"name": head, "options": options, "neck_blocks": 0},
+        "head": {"name": head, "options": options, "neck_blocks": 0, "neck_width": 0},
         "method": method,
         "arguments": model.method.arguments(),
         "backbone": {"name": backbone.name, "source": "", "fingerprint": backbone.fingerprint},

@@ -103,6 +103,9 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
+NECK = ("neck_blocks", "neck_width")  # of a header's head
+
+
 def load(path: str | Path, backbone: Backbone | None = None) -> Adapter:
     """The model of an adapter file, in evaluation mode; the backbone is loaded by its name unless it is given.
 
@@ -119,7 +122,7 @@ def load(path: str | Path, backbone: Backbone | None = None) -> Adapter:
     check_backbone(path, header, backbone)
     classes = len(header["classes"])
     told = header["head"]
-    head = {"head": told["name"], "head_options": told["options"], "neck_blocks": told["neck_blocks"]}
+    head = {"head": told["name"], "head_options": told["options"], **{key: told[key] for key in NECK}}
     model = build(backbone, header["method"], classes=classes, task=header["task"], **head, **header["arguments"])
     model.method.consolidate()
     try:

@@ -10,6 +10,7 @@ from typing import Any
 from .errors import RequestError, near_misses
 
 METHOD, BACKBONE = "hst", "vit_base_patch16_224"  # of a fit that names none
+NECK_WIDTH = 256
 PRECISIONS = ("auto", "bf16", "32", "64")
 
 Triple = tuple[float, float, float]
@@ -82,6 +83,9 @@ class Settings:
         "out of the backbone, else 1",
         DENSE,
     )
+    neck_width: int = _option(
+        NECK_WIDTH, "channels of these maps, the backbone's width at most, which 0 stands for (as published)", DENSE
+    )
     sliding: bool = _option(False, "measure and predict in overlapping windows of image_size", ("segment",))
     precision: str = _option("auto", "auto (bf16 where the processor has it), bf16, 32 or 64")
     seed: int = _option(0, "of the initial tensors, the order of the pictures, and a split that is made")
@@ -107,7 +111,9 @@ class Settings:
             if fits and (not isinstance(value, fits) or (isinstance(value, bool) and kind is not bool)):
                 words = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
                 raise RequestError(f"{setting.name} is {value!r}, but must be {words}: give another value.")
-        least = dict.fromkeys(("workers", "views", "weight_decay", "memory", "cache_size", "neck_blocks"), 0)
+        least = dict.fromkeys(
+            ("workers", "views", "weight_decay", "memory", "cache_size", "neck_blocks", "neck_width"), 0
+        )
         least |= dict.fromkeys(("epochs", "batch_size", "devices"), 1)
         for name, low in least.items():
             if not low <= getattr(self, name) < math.inf:

@@ -43,6 +43,7 @@ class CascadeRCNN(nn.Module):
     """
 
     levels: ClassVar[int] = 4
+    published: ClassVar[dict[str, int]] = {"width": 256, "hidden": 1024}
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"box_loss": ("giou", "smooth-l1")}
 
     def __init__(
@@ -53,8 +54,8 @@ class CascadeRCNN(nn.Module):
         masks: bool = False,
         mask_every_stage: bool = True,
         box_loss: str = "giou",
-        width: int = 256,
-        hidden: int = 1024,
+        width: int = 96,
+        hidden: int = 256,
         anchors: Sequence[int] = ANCHORS,
         proposals: int = 1000,
         samples: int = 512,

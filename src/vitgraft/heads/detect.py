@@ -32,13 +32,15 @@ class RCNN(nn.Module):
     width: channels of the FPN and of the mask head; hidden: width of the box head; anchors: their sides in pixels, for
     each of the strides 4, 8, 16, 32, 64; proposals: how many are kept per picture to predict from, twice as many in
     training; samples: how many of them train the box head, a quarter of them on objects; score_threshold, overlap (of
-    two boxes of one class, IoU), detections (per picture): what is predicted. All defaults as in torchvision.
+    two boxes of one class, IoU), detections (per picture): what is predicted. Defaults as in torchvision, but for width
+    and hidden, which are ours, for small files (`published`: torchvision's).
 
     Parameters for maps of widths C, n = width, h = hidden: FPN n sum(C + 1) + 4 n (9 n + 1); RPN n (9 n + 1) +
     15 (n + 1); boxes 49 n h + h + h (h + 1) + 5 (K + 1) (h + 1); masks 4 n (9 n + 1) + n (4 n + 1) + (K + 1) (n + 1).
     """
 
     levels: ClassVar[int] = 4
+    published: ClassVar[dict[str, int]] = {"width": 256, "hidden": 1024}
 
     def __init__(
         self,
@@ -46,8 +48,8 @@ class RCNN(nn.Module):
         classes: int,
         *,
         masks: bool = False,
-        width: int = 256,
-        hidden: int = 1024,
+        width: int = 96,
+        hidden: int = 256,
         anchors: Sequence[int] = ANCHORS,
         proposals: int = 1000,
         samples: int = 512,

@@ -47,17 +47,18 @@ class Linear(nn.Module):
 class SemanticFPN(nn.Module):
     """Semantic-FPN (Kirillov et al. 2019, section 3): every map of an FPN brought to stride 4, summed, classified.
 
-    neck, width: channels of the FPN and behind it (section 4.1); dropout: share of channels, before the classifier, as
-    mmsegmentation has it.
+    neck, width: channels of the FPN and behind it (`published`: section 4.1; the defaults are ours, for small files);
+    dropout: share of channels, before the classifier, as mmsegmentation has it.
 
     Parameters for maps of widths C, n = neck, m = width: n sum(C + 1) + 4 n (9 n + 1) + 36 n m + 27 m^2 + 14 m +
     (m + 1) K.
     """
 
     levels: ClassVar[int] = 4
+    published: ClassVar[dict[str, int]] = {"neck": 256, "width": 128}
 
     def __init__(
-        self, channels: Sequence[int], classes: int, *, neck: int = 256, width: int = 128, dropout: float = 0.1
+        self, channels: Sequence[int], classes: int, *, neck: int = 96, width: int = 96, dropout: float = 0.1
     ) -> None:
         super().__init__()
         if width % GROUPS:
@@ -91,23 +92,25 @@ class UPerNet(nn.Module):
     """UPerNet (Xiao et al. 2018, section 3) with an auxiliary FCN head on the map of stride 16.
 
     width: channels; scales: sides of the pyramid pooling module's maps, in cells; auxiliary_width, auxiliary_weight:
-    channels of the auxiliary head and weight of its loss; dropout: share of channels, before both classifiers. All
-    defaults as in mmsegmentation; with them HST has as many parameters as published.
+    channels of the auxiliary head and weight of its loss; dropout: share of channels, before both classifiers. Defaults
+    as in mmsegmentation, but for the widths, which are ours, for small files; at `published` widths HST has as many
+    parameters as in its paper.
 
     Parameters for maps of widths C1 to C4, w = width, a = auxiliary_width, and p scales:
     w (C1 + C2 + C3 + (9 + p) C4) + (63 + 9 p) w^2 + 2 (8 + p) w + (w + 1) K and 9 C3 a + 2 a + (a + 1) K.
     """
 
     levels: ClassVar[int] = 4
+    published: ClassVar[dict[str, int]] = {"width": 512, "auxiliary_width": 256}
 
     def __init__(
         self,
         channels: Sequence[int],
         classes: int,
         *,
-        width: int = 512,
+        width: int = 96,
         scales: Sequence[int] = (1, 2, 3, 6),
-        auxiliary_width: int = 256,
+        auxiliary_width: int = 64,
         auxiliary_weight: float = 0.4,
         dropout: float = 0.1,
     ) -> None:

@@ -22,8 +22,8 @@ class LoRA(Method):
     """Low-rank adaptation.
 
     targets: which linear layers: q, k, v (a pair of their own inside a fused layer), qkv (one pair for all of it),
-    proj, fc1, fc2; q and v are the paper's. rank: R (8 in NOAH's VTAB-1k runs). alpha: the update is scaled by alpha /
-    R. dropout: before A.
+    proj, fc1, fc2; q and v are the paper's, in dense tasks all are the default. rank: R (8 in NOAH's VTAB-1k runs).
+    alpha: the update is scaled by alpha / R. dropout: before A.
 
     Parameters for L blocks of width D: per target R (in + out), with D -> D for q, k, v and proj, D -> 3 D for qkv,
     D -> 4 D for fc1, 4 D -> D for fc2: 4 L R D with q and v, 294,912 on ViT-B/16.
@@ -32,6 +32,7 @@ class LoRA(Method):
     title = "LoRA, low-rank adaptation"
     paper = "Hu et al. 2022, arXiv 2106.09685"
     published = "VTAB-1k 74.5 (mean of groups, ViT-B/16 IN-21k; NOAH, Zhang et al. 2022)"
+    dense = {"targets": ("qkv", "proj", "fc1", "fc2")}
     choices = {"targets": ROLES}
     variants = ({"targets": ("qkv", "proj", "fc1", "fc2")}, {"targets": ("q", "k", "v"), "rank": 3, "alpha": 6.0})
 

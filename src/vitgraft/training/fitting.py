@@ -124,6 +124,7 @@ def fit(
                 head=head,
                 head_options=options_of_head,
                 neck_blocks=settings.neck_blocks,
+                neck_width=settings.neck_width,
                 seed=settings.seed,
                 **arguments,
             )
@@ -309,7 +310,7 @@ class _Fitting:
         }
         common = {
             "task": self.asked["task"],
-            "head": {**self.asked["head"], "neck_blocks": settings.neck_blocks},
+            "head": {**self.asked["head"], **{name: getattr(settings, name) for name in adapter.NECK}},
             "method": self.asked["method"],
             "arguments": self.model.method.arguments(),
             "backbone": named,

@@ -25,7 +25,8 @@ class Start:
         self.backbone, self.head_options = header["backbone"]["name"], header["head"]["options"]
         kept = {name: header["protocol"][name] for name in KEPT if header["protocol"].get(name) is not None}
         # Settings and arguments of the method, unless others are asked for.
-        self.options: dict[str, Any] = {**kept, "neck_blocks": header["head"]["neck_blocks"], **header["arguments"]}
+        neck = {name: header["head"][name] for name in adapter.NECK}
+        self.options: dict[str, Any] = {**kept, **neck, **header["arguments"]}
 
     def check(self, **asked: str | None) -> None:
         """RequestError where another task, method or head is asked for."""
