@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vitgraft import fit, heads
+from vitgraft.common.settings import CLASS_WEIGHTS
 
 METHODS: dict[str, dict[str, Any]] = {
     "frozen": {"method": "linear"},
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument(
         "--neck-blocks", type=int, default=0, help="blocks that a neck makes maps of; 0: the method's own"
     )
+    parser.add_argument("--class-weights", choices=list(CLASS_WEIGHTS), default="none", help="of segmentations")
     parser.add_argument("--published", action="store_true", help="heads and necks as wide as published")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -98,8 +100,11 @@ def main() -> None:
             if given.published:
                 options = {**options, **heads.find(settings["task"], head).published}
                 settings["neck_width"] = 0
+            if settings["task"] == "segment":
+                settings["class_weights"] = given.class_weights
             marks = [name, method.replace(" ", "-"), head, f"{settings['lr']:g}", settings["epochs"], given.seed]
             marks += [f"blocks-{given.neck_blocks}", *(["published"] if given.published else [])]
+            marks += [given.class_weights] if given.class_weights != "none" else []
             results[method, head] = fit_apart(
                 given.root / name,
                 out=given.out / "-".join(map(str, marks)),

@@ -24,6 +24,26 @@ def test_balanced_every_class_counts_alike():
     assert "class_weights" not in str(model.state().keys())
 
 
+@pytest.mark.parametrize("head", ["linear", "fpn", "upernet"])
+def test_pixels_count_by_the_rarity_of_their_class(head):
+    torch.manual_seed(0)
+    model = build(random_backbone(), "linear", classes=3, task="segment", head=head).eval()
+    images, masks = torch.randn(2, 3, 64, 96), torch.randint(3, (2, 64, 96))
+    masks[:, :, 90:] = 255
+    logits = model(images)
+    own = torch.nn.functional.cross_entropy(logits, masks, reduction="none", ignore_index=255)
+    plain = model(images, masks)["cross_entropy"]
+    torch.testing.assert_close(plain, own[masks != 255].mean(), rtol=1e-5, atol=1e-6)
+    counts = [900, 90, 10]
+    for power in (0.5, 1.0):
+        model.head.balance(counts, power)
+        weights = (1000 / (3 * torch.tensor(counts))) ** power
+        of_pixels = weights[masks.where(masks != 255, 0)] * (masks != 255)
+        loss = model(images, masks)["cross_entropy"]
+        torch.testing.assert_close(loss, (own * of_pixels).sum() / of_pixels.sum(), rtol=1e-5, atol=1e-6)
+    assert model(images, torch.full_like(masks, 255))["cross_entropy"] == 0
+
+
 def test_balanced_from_the_command_line(tmp_path):
     ground = make_backbone(tmp_path / "vit.safetensors")
     data = make_pictures(tmp_path / "data", train=12, val=6)

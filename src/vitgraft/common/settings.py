@@ -32,10 +32,7 @@ AUGMENTATIONS = {
 
 # No result depends on them but for rounding: they may differ when a run is continued.
 FREE = ("workers", "memory", "cache_size", "gradient_checkpointing", "device")
-CLASS_WEIGHTS = {
-    "none": "each picture counts alike",
-    "balanced": "each class counts alike, however many pictures it has",
-}
+CLASS_WEIGHTS = {"none": 0.0, "root": 0.5, "balanced": 1.0}  # the power of its rarity that a class counts by
 WHOLE = ("classify", "multilabel", "regress")
 DENSE = ("segment", "detect", "instance")
 
@@ -73,7 +70,11 @@ class Settings:
     )
     drop_path: float = _option(0.0, "stochastic depth at the last block")
     label_smoothing: float = _option(0.0, "of the cross entropy", ("classify",))
-    class_weights: str = _option("none", "in the loss: none, or balanced: every class counts alike", ("classify",))
+    class_weights: str = _option(
+        "none",
+        "in the loss: none, balanced (every class counts alike, however rare), or root (halfway)",
+        ("classify", "segment"),
+    )
     jitter: tuple[float, float] | None = _option(
         None, "least and most of a training picture's random scale (default: 0.5 2)", DENSE
     )

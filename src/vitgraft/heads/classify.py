@@ -6,11 +6,11 @@ import copy
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..features import Features
+from .weighted import Weighted
 
 
 class OneLayer(nn.Module):
@@ -30,7 +30,7 @@ class OneLayer(nn.Module):
         return copy.deepcopy(self.fc)
 
 
-class Classify(OneLayer):
+class Classify(OneLayer, Weighted):
     """Linear classifier, D' -> K, initialised as timm's (truncated normal of 0.02, bias 0).
 
     Parameters: (D' + 1) K.
@@ -39,14 +39,6 @@ class Classify(OneLayer):
     def __init__(self, channels: Sequence[int], classes: int, *, label_smoothing: float = 0.0) -> None:
         super().__init__(channels, classes)
         self.label_smoothing = label_smoothing
-        self.class_weights: Tensor | None
-        self.register_buffer("class_weights", None, persistent=False)  # [K], of the loss; none: all 1
-
-    def balance(self, counts: Sequence[int]) -> None:
-        """Every class counts alike in the loss: a picture by n / (K * n_k), n_k of the n training pictures being of its
-        class (scikit-learn's "balanced")."""
-        weights = [sum(counts) / (len(counts) * max(count, 1)) for count in counts]
-        self.class_weights = torch.tensor(weights, dtype=torch.float32, device=self.fc.weight.device)
 
     def forward(self, features: Features, targets: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """Logits [B, K], or with targets [B] the losses {"cross_entropy": scalar}."""
@@ -54,8 +46,7 @@ class Classify(OneLayer):
         if targets is None:
             return logits
         logits = logits.float() if logits.itemsize < 4 else logits
-        weight = None if self.class_weights is None else self.class_weights.to(logits.dtype)
-        loss = F.cross_entropy(logits, targets, weight, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(logits, targets, self.weights(logits), label_smoothing=self.label_smoothing)
         return {"cross_entropy": loss}
 
 

@@ -15,12 +15,26 @@ from ..common.errors import RequestError
 from ..features import Features
 from ..kernels.batchnorm import BatchNorm
 from .fpn import FPN, widen
+from .weighted import Weighted
 
 IGNORED = 255
 GROUPS = 32  # of GroupNorm (Wu & He 2018)
 
 
-class Linear(nn.Module):
+class Segmenter(Weighted):
+    """What the heads here share: how logits are answered with."""
+
+    def answer(self, logits: Tensor, features: Features, targets: Tensor | None) -> Tensor | dict[str, Tensor]:
+        """Logits [B, K, h, w] at the size of the batch, or with targets [B, H, W] their loss."""
+        if targets is None:
+            return resize(widen(logits), features.size)
+        return {"cross_entropy": self.loss(logits, targets)}
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(logits, targets, self.weights(widen(logits)))
+
+
+class Linear(Segmenter):
     """Linear probe of the patch tokens (DINOv2, Oquab et al. 2023, section 7.4): BatchNorm and a 1x1 convolution.
 
     Of several maps each has its own, and their logits are summed at the finest: what one convolution would give on all
@@ -41,10 +55,10 @@ class Linear(nn.Module):
         parts = zip(self.norms, self.classify, features.maps, strict=True)
         logits = [classify(norm(x)) for norm, classify, (_, x) in parts]
         size = logits[0].shape[-2:]
-        return answer(torch.stack([resize(each, size) for each in logits]).sum(0), features, targets)
+        return self.answer(torch.stack([resize(each, size) for each in logits]).sum(0), features, targets)
 
 
-class SemanticFPN(nn.Module):
+class SemanticFPN(Segmenter):
     """Semantic-FPN (Kirillov et al. 2019, section 3): every map of an FPN brought to stride 4, summed, classified.
 
     neck, width: channels of the FPN and behind it (`published`: section 4.1; the defaults are ours, for small files);
@@ -85,10 +99,10 @@ class SemanticFPN(nn.Module):
         """Logits [B, K, H, W], or with targets [B, H, W] the losses {"cross_entropy": scalar}."""
         maps = self.neck(features).values()
         x = torch.stack([branch(x) for branch, x in zip(self.branches, maps, strict=True)]).sum(0)
-        return answer(self.classify(self.dropout(x)), features, targets)
+        return self.answer(self.classify(self.dropout(x)), features, targets)
 
 
-class UPerNet(nn.Module):
+class UPerNet(Segmenter):
     """UPerNet (Xiao et al. 2018, section 3) with an auxiliary FCN head on the map of stride 16.
 
     width: channels; scales: sides of the pyramid pooling module's maps, in cells; auxiliary_width, auxiliary_weight:
@@ -135,9 +149,9 @@ class UPerNet(nn.Module):
         maps = [x for _, x in features.maps]
         logits = self.classify(self.dropout(self._decode(maps)))
         if targets is None:
-            return resize(widen(logits), features.size)
-        auxiliary = self.auxiliary_weight * cross_entropy(self.auxiliary(maps[2]), targets)
-        return {"cross_entropy": cross_entropy(logits, targets), "auxiliary": auxiliary}
+            return self.answer(logits, features, None)
+        auxiliary = self.auxiliary_weight * self.loss(self.auxiliary(maps[2]), targets)
+        return {"cross_entropy": self.loss(logits, targets), "auxiliary": auxiliary}
 
     def _decode(self, maps: list[Tensor]) -> Tensor:
         """The FPN below the pooled coarsest map, all its maps fused at the finest one's size: [B, width, h, w]."""
@@ -172,20 +186,17 @@ def initialise(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def answer(logits: Tensor, features: Features, targets: Tensor | None) -> Tensor | dict[str, Tensor]:
-    """Logits [B, K, h, w] at the size of the batch, or with targets [B, H, W] their loss."""
-    if targets is None:
-        return resize(widen(logits), features.size)
-    return {"cross_entropy": cross_entropy(logits, targets)}
-
-
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, [B, C, h, w] -> [B, C, *size]."""
     return F.interpolate(x, size=list(size), mode="bilinear", align_corners=False)
 
 
-def cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
-    """Of logits [B, K, h, w], resized: the mean over the pixels of masks [B, H, W] not ignored; 0 where all are."""
+def cross_entropy(logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Of logits [B, K, h, w], resized: the mean over the pixels of masks [B, H, W] not ignored, each by the weight of
+    its class; 0 where all are."""
     masks = masks.long()
-    total = F.cross_entropy(resize(widen(logits), masks.shape[-2:]), masks, ignore_index=IGNORED, reduction="sum")
-    return total / (masks != IGNORED).sum().clamp(min=1)
+    logits = resize(widen(logits), masks.shape[-2:])
+    total = F.cross_entropy(logits, masks, weights, ignore_index=IGNORED, reduction="sum")
+    there = masks != IGNORED
+    counted = there.sum() if weights is None else (weights[masks.where(there, 0)] * there).sum()
+    return total / counted.clamp(min=torch.finfo(total.dtype).tiny)

@@ -20,7 +20,7 @@ from ..backbones import Backbone
 from ..common.console import Console, first_process
 from ..common.errors import RequestError, near_misses
 from ..common.files import check_folder, make_folder, read_json, write_bytes, write_json
-from ..common.settings import BACKBONE, FREE, METHOD, NORMALISATIONS, Settings
+from ..common.settings import BACKBONE, CLASS_WEIGHTS, FREE, METHOD, NORMALISATIONS, Settings
 from ..data import LoadedPictures, Preprocess, audit
 from ..data.recognise import recognise
 from ..engine import cost
@@ -242,8 +242,8 @@ class _Fitting:
         classes, shown = self.found.classes, pictures.shown
         if training:
             audit.check_learnable(split, shown, classes)
-            if self.settings.class_weights == "balanced":
-                self.model.head.balance(shown.things)
+            if power := CLASS_WEIGHTS[self.settings.class_weights]:
+                self.model.head.balance(shown.things, power)
             self.examples = [
                 (name, str(pictures.paths[k])) for name, k in zip(classes, shown.first, strict=True) if k >= 0
             ]
