@@ -194,7 +194,12 @@ def test_of_odd_widths():
 
 @pytest.mark.parametrize(("task", "name"), DENSE)
 def test_every_head_behind_it(task, name):
-    small = {"upernet": {"width": 16, "auxiliary_width": 16}, "fpn": {"neck": 8, "width": 32}, "linear": {}}
+    small = {
+        "upernet": {"width": 16, "auxiliary_width": 16},
+        "fpn": {"neck": 8, "width": 32},
+        "linear": {},
+        "fcos": {"width": 32},
+    }
     options = small.get(
         name, {"width": 8, "hidden": 16, "proposals": 20, "samples": 40, "anchors": (8, 16, 32, 64, 96)}
     )

@@ -28,6 +28,7 @@ SMALL = {
     ("segment", "linear"): {},
     ("detect", "faster"): RCNN,
     ("detect", "cascade"): RCNN,
+    ("detect", "fcos"): {"width": 32, "convolutions": 1},
     ("instance", "mask"): RCNN,
     ("instance", "cascade-mask"): RCNN,
 }

@@ -18,7 +18,7 @@ HEADS: dict[str, dict[str, str]] = {
     "multilabel": {"linear": "classify.MultiLabel"},
     "regress": {"linear": "regress.Regress"},
     "segment": {"upernet": "segment.UPerNet", "fpn": "segment.SemanticFPN", "linear": "segment.Linear"},
-    "detect": {"faster": "detect.RCNN", "cascade": "cascade.CascadeRCNN"},
+    "detect": {"faster": "detect.RCNN", "cascade": "cascade.CascadeRCNN", "fcos": "fcos.FCOS"},
     "instance": {"mask": "detect.RCNN", "cascade-mask": "cascade.CascadeRCNN"},
 }
 
