@@ -11,7 +11,7 @@ from vitgraft.data.objects import Objects
 from vitgraft.pages import drawing, lettering
 from vitgraft.pages.drawing import Shape, beside, draw_objects, draw_segments
 from vitgraft.pages.lettering import Labels, Text, around, font_size, size_of
-from vitgraft.pages.palette import GREY, PALETTE, bright, colour
+from vitgraft.pages.palette import GREY, PALETTE, bright, colour, shade
 
 CLASSES = ("background", "sky", "road", "car")
 GROUND = (100, 100, 100)
@@ -156,6 +156,20 @@ def test_a_crowd_is_grey_and_the_surest_lies_on_top():
     assert np.ptp(inside, axis=1).max() <= 2
     assert inside.max() - inside.min() > 8
     assert near(drawn[217:221, 150:250], colour(3), by=12).any(axis=0).all()
+
+
+def test_objects_of_one_class_that_overlap_have_shades_of_their_own():
+    """The surest has the class's own colour; what does not overlap, or is of another class, has its own too."""
+    boxes = [(20, 20, 120, 120), (80, 20, 180, 120), (140, 20, 240, 120), (250, 20, 310, 120), (80, 20, 180, 110)]
+    shapes = [Shape(box, int(k == 4), 0.9 - k / 10) for k, box in enumerate(boxes)]
+    drawn = np.asarray(draw_objects(photo(), shapes, CLASSES))
+    left_sides = [drawn[60:80, x - 2 : x + 3] for x in (20, 80, 140, 250)]
+    for side, number in zip(left_sides, (0, 1, 0, 0), strict=True):
+        assert near(side, shade(0, number), by=12).any(axis=1).all()
+    assert near(drawn[106:111, 100:120], colour(1), by=12).any(axis=0).all()
+    assert len({shade(0, k) for k in range(5)}) == 5
+    many = [Shape((0, 0, 300, 200), 0, 0.5)] * 12
+    assert draw_objects(photo(), many, CLASSES).size == photo().size
 
 
 def test_many_objects_have_no_names(monkeypatch):

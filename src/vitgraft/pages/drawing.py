@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from ..data.segmentations import sample
 from ..data.truth import IGNORED
 from .lettering import Labels, Text, around, font_size
-from .palette import GREY, colour, is_background
+from .palette import GREY, Colour, colour, is_background, shade
 
 if TYPE_CHECKING:
     from ..data.objects import Objects
@@ -31,7 +31,8 @@ FILL, FILL_OBJECT = 0.55, 0.4  # how much of what lies below a mask's colour hid
 class Shape:
     """One object to draw: box xyxy in pixels of the picture, label 0..K-1, mask bool [h, w] of the whole picture.
 
-    `faulty` objects (missed, or not there) are dashed; a `crowd` is hatched grey, as it counts neither way.
+    `faulty` objects (missed, or not there) are dashed; a `crowd` is hatched grey, as it counts neither way. shade:
+    which one of its class's colour it has.
     """
 
     box: Sequence[float]
@@ -40,6 +41,11 @@ class Shape:
     mask: np.ndarray | None = None
     faulty: bool = False
     crowd: bool = False
+    shade: int = 0
+
+    @property
+    def tint(self) -> Colour:
+        return GREY if self.crowd else shade(self.label, self.shade)
 
 
 def reduced(segmentation: Any, size: tuple[int, int], edge: int = 1280) -> np.ndarray:
@@ -108,13 +114,15 @@ def draw_objects(
 ) -> Image.Image:
     """The picture with its objects: boxes, translucent outlined masks, and labels where they hide no other label.
 
-    edge: pixels of the longer side at most. Where there is one class only, labels tell the score alone.
+    edge: pixels of the longer side at most. Where there is one class only, labels tell the score alone. Objects of one
+    class that overlap have shades of its colour.
     """
     given = picture.size
     picture = _resized(picture, edge)
     ratio = np.array([picture.width / given[0], picture.height / given[1]] * 2)
     large, line = _enlarged(picture), _line(picture)
     order = sorted(shapes, key=lambda shape: (not shape.crowd, shape.score or 0.0))  # what is surest lies on top
+    order = _told_apart(order)
     large = _paint(large, order, ratio * FINE, line)
     pen = ImageDraw.Draw(large)
     for shape in order:
@@ -128,8 +136,7 @@ def draw_objects(
     for shape, (long, short) in zip(reversed(order), reversed(texts), strict=True):
         text = long if named or shape.crowd else short
         if text.text:
-            tint = GREY if shape.crowd else colour(shape.label)
-            written.put(text, tint, around(np.asarray(shape.box) * ratio, text))
+            written.put(text, shape.tint, around(np.asarray(shape.box) * ratio, text))
     return drawn
 
 
@@ -178,6 +185,22 @@ def _legend(labels: Iterable[int], classes: Sequence[str], width: int, size: int
 
 
 # --- what the drawings are made of --------------------------------------------------------------------------------
+
+
+def _told_apart(shapes: Sequence[Shape]) -> list[Shape]:
+    """The same shapes, those of one class whose boxes overlap in shades of their own; the last of them in the first."""
+    done: list[Shape] = []
+    for shape in reversed(shapes):
+        (x0, y0, x1, y1) = shape.box
+        taken = {
+            other.shade
+            for other in done
+            if other.label == shape.label
+            and min(x1, other.box[2]) > max(x0, other.box[0])
+            and min(y1, other.box[3]) > max(y0, other.box[1])
+        }
+        done.append(replace(shape, shade=next(k for k in range(len(shapes)) if k not in taken)))
+    return done[::-1]
 
 
 def _resized(picture: Image.Image, edge: int) -> Image.Image:
@@ -271,7 +294,7 @@ def _paint(image: Image.Image, shapes: Sequence[Shape], ratio: np.ndarray, line:
             there = np.ones(strength[part].shape, bool)
         else:
             continue
-        colours[part][there] = GREY if shape.crowd else colour(shape.label)
+        colours[part][there] = shape.tint
         strength[part][there] = stripes[part][there] if shape.crowd else FILL_OBJECT
         strength[part][_rim(there, line)] = 0.95
     return _blend(image, colours, strength)
@@ -303,7 +326,7 @@ def _frame(pen: ImageDraw.ImageDraw, box: np.ndarray, shape: Shape, line: int) -
     """The box of an object, darkly rimmed so that it shows on any ground; dashed where it is faulty."""
     x0, y0, x1, y1 = np.round(box).tolist()
     wide = max(3, line // 2) if shape.mask is not None else line
-    for rim, tint in ((1, (20, 20, 20)), (0, colour(shape.label))):
+    for rim, tint in ((1, (20, 20, 20)), (0, shape.tint)):
         # An odd number of dashes and gaps along a side, so that every corner is drawn.
         across, down = (round(length / (4 * line)) // 2 * 2 + 1 if shape.faulty else 1 for length in (x1 - x0, y1 - y0))
         for k in range(0, across, 2):

@@ -22,6 +22,16 @@ def colour(label: int) -> Colour:
     return red, green, blue
 
 
+SHADES = ((0, 0.0), (255, 0.4), (0, 0.4), (255, 0.7), (0, 0.65))
+
+
+def shade(label: int, number: int) -> Colour:
+    """One of five shades of a class's colour, the first that colour itself: for its objects that overlap."""
+    goal, share = SHADES[number % len(SHADES)]
+    red, green, blue = (round((1 - share) * part + share * goal) for part in colour(label))
+    return red, green, blue
+
+
 def is_background(name: str) -> bool:
     """Whether a class is what surrounds the others; its pixels stay as they are."""
     return name.strip().lower() == "background"
