@@ -48,19 +48,19 @@ SETS = {
     "camvid": Set(
         "test",
         {"task": "segment", "image_size": (192, 256), "epochs": 4, "batch_size": 8, **SHORT},
-        {"upernet": {}},
+        {"upernet": {}, "query": {}},
         SEGMENTED,
     ),
     "pets3": Set(
         "test",
         {"task": "segment", "image_size": (192, 192), "epochs": 10, "batch_size": 8, **SHORT},
-        {"upernet": {}},
+        {"upernet": {}, "query": {}},
         SEGMENTED,
     ),
     "pennfudan": Set(
         "val",
         {"task": "instance", "image_size": (256, 256), "epochs": 6, "batch_size": 2, **SHORT},
-        {"mask": FEW, "cascade-mask": {**FEW, "mask_every_stage": False}},
+        {"mask": FEW, "cascade-mask": {**FEW, "mask_every_stage": False}, "query": {}},
         {**BOXES, "mask AP": ("mask", "AP"), "mask AP50": ("mask", "AP50")},
     ),
     "bccd": Set(

@@ -14,7 +14,7 @@ from .backbones import Backbone
 from .common.errors import RequestError
 from .common.settings import NECK_WIDTH
 from .features import Activations
-from .heads.pyramid import Beside, Pyramid
+from .heads.pyramid import Beside, Mix, Pyramid
 from .kernels.recompute import recomputing
 from .method import Method
 
@@ -130,7 +130,8 @@ def build(
     backbone's own at most, which 0 stands for. arguments: of the method.
     """
     name = head or heads.names(task)[0]
-    levels = heads.find(task, name).levels
+    kind = heads.find(task, name)
+    levels = kind.levels
     made = methods.create(method, dense=levels > 0, **arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -138,9 +139,11 @@ def build(
         channels = made.map_channels if levels else (made.width,)
         patches: tuple[int, ...] = ()
         neck: list[Any] = []
-        if len(channels) < levels:
+        if len(channels) < levels or (len(channels) == 1 and getattr(kind, "mixes", False)):
             patches = _evenly(backbone, neck_blocks or (1 if made.crosses_backbone else min(4, backbone.depth)))
-            neck.append(Pyramid(channels[0], neck_width, [backbone.blocks[i].width for i in patches]))
+            neck.append(Mix(channels[0], neck_width, [backbone.blocks[i].width for i in patches]))
+            if levels > 1:
+                neck.append(Pyramid(*neck[-1].channels))
         elif levels and len(backbone.stages) > 1 and not made.own_maps:
             patches = tuple(stage[-1] for stage in backbone.stages)
         if made.side_channels and levels == 1:

@@ -11,7 +11,7 @@ from vitgraft.common.errors import RequestError
 from vitgraft.common.settings import WHOLE
 from vitgraft.contacts import Contacts
 from vitgraft.features import Activations, Features
-from vitgraft.heads.pyramid import Beside, Pyramid
+from vitgraft.heads.pyramid import Beside, Mix, Pyramid
 
 ALONE = Activations(torch.zeros(0), [])  # no other block is read
 
@@ -46,21 +46,18 @@ def test_is_the_papers():
 
 
 def test_earlier_blocks_are_added_from_zero():
-    pyramid = made(Pyramid, 16, reads=(16, 16)).double()
-    assert parameters(pyramid) == 9 * 16 * 16 / 2 + 9 * 16 / 4 + 16 * 33
+    mix = made(Mix, 16, reads=(16, 16)).double()
+    assert parameters(mix) == 16 * 33
     given = features(channels=(16,), dtype=torch.float64)
     B, D, h, w = given.maps[0][1].shape
     blocks = [torch.randn(B, h * w, D, dtype=torch.float64) for _ in range(2)]
     read = Activations(torch.zeros(0), [(h, w)], patches=blocks)
-    alone = made(Pyramid, 16).double()
-    alone.load_state_dict(pyramid.state_dict(), strict=False)
-    for (_, ours), (_, theirs) in zip(pyramid(given, read).maps, alone(given, ALONE).maps, strict=True):
-        torch.testing.assert_close(ours, theirs)
-    shaken(pyramid)
-    W, b = pyramid.mix.weight, pyramid.mix.bias
+    torch.testing.assert_close(mix(given, read).maps, given.maps)
+    shaken(mix)
+    W, b = mix.mix.weight, mix.mix.bias
     added = blocks[0] @ W[:, :16].T + blocks[1] @ W[:, 16:].T + b
     expected = given.maps[0][1] + added.mT.reshape(B, D, h, w)
-    torch.testing.assert_close(pyramid(given, read).maps[2][1], expected)
+    torch.testing.assert_close(mix(given, read).maps, [(16, expected)])
 
 
 def test_which_blocks_are_read(cls):
@@ -142,7 +139,7 @@ def test_beside_another_method_the_side_network_is_small_and_added(cls):
     model = build(cls, "hst+lora", classes=2, task="segment")
     assert model.method.arguments()["widths"] == model.method.side_channels == (32, 48, 64, 72)
     assert model.method.arguments()["detached"]
-    assert [type(part) for part in model.neck] == [Pyramid, Beside]
+    assert [type(part) for part in model.neck] == [Mix, Pyramid, Beside]
     assert build(cls, "hst", classes=2, task="segment").method.map_channels == (64, 128, 256, 384)
     with pytest.raises(
         RequestError, match=r"head linear reads one map, to which the four of hst\+lora cannot be added"
@@ -165,23 +162,18 @@ def test_a_cell_reaches_only_its_own_place():
 @pytest.mark.parametrize("D", [8, 20, 192])
 def test_parameters(D):
     assert parameters(made(Pyramid, D)) == 9 * D * D / 2 + 9 * D / 4
-    assert parameters(made(Pyramid, D, 8)) == 9 * 8 * 8 / 2 + 9 * 8 / 4 + (D > 8) * (D + 1) * 8
-    assert parameters(made(Pyramid, D, 8, (5, 7))) == parameters(made(Pyramid, D, 8)) + 13 * 8
+    assert parameters(made(Mix, D, 8)) == (D > 8) * (D + 1) * 8
+    assert parameters(made(Mix, D, 8, (5, 7))) == (D > 8) * (D + 1) * 8 + 13 * 8
 
 
 def test_it_is_narrower_than_the_backbone():
-    pyramid = shaken(made(Pyramid, 16, 8)).double()
+    mix = shaken(made(Mix, 16, 8)).double()
     given = features(channels=(16,), dtype=torch.float64)
-    reduced = Features(given.pooled, [(16, pyramid.reduce(given.maps[0][1]))], given.size, given.sizes)
-    alone = made(Pyramid, 8).double()
-    alone.load_state_dict({n: t for n, t in pyramid.state_dict().items() if not n.startswith("reduce")})
-    assert pyramid.channels == alone.channels == (2, 4, 8, 8)
-    assert not isinstance(pyramid.reduce, torch.nn.Identity)
-    expected = [m for _, m in alone(reduced, ALONE).maps]
-    torch.testing.assert_close([m for _, m in pyramid(given, ALONE).maps], expected)
+    expected = torch.einsum("bchw,ec->behw", given.maps[0][1], mix.reduce.weight[:, :, 0, 0])
+    torch.testing.assert_close(mix(given, ALONE).maps, [(16, expected + mix.reduce.bias[:, None, None])])
     wide = build(random_backbone("cls"), "lora", classes=2, task="segment", neck_width=0)
-    assert wide.neck[0].channels == (12, 24, 48, 48)
-    assert build(random_backbone("cls"), "lora", classes=2, task="segment", neck_width=16).neck[0].channels[2] == 16
+    assert wide.neck[1].channels == (12, 24, 48, 48)
+    assert build(random_backbone("cls"), "lora", classes=2, task="segment", neck_width=16).neck[1].channels[2] == 16
 
 
 DENSE = [(task, name) for task in heads.HEADS if task not in WHOLE for name in heads.HEADS[task]]
@@ -199,6 +191,7 @@ def test_every_head_behind_it(task, name):
         "fpn": {"neck": 8, "width": 32},
         "linear": {},
         "fcos": {"width": 32},
+        "query": {"queries": 12, "blocks": 2, "mlp": 16},
     }
     options = small.get(
         name, {"width": 8, "hidden": 16, "proposals": 20, "samples": 40, "anchors": (8, 16, 32, 64, 96)}

@@ -22,15 +22,18 @@ from vitgraft.tasks.segment import highest, windows
 
 CLASSES = ("box", "disc")
 RCNN = {"width": 8, "hidden": 12, "samples": 16, "proposals": 20}
+QUERY = {"queries": 12, "blocks": 2, "mlp": 16}
 SMALL = {
     ("segment", "upernet"): {"width": 16, "auxiliary_width": 8},
     ("segment", "fpn"): {"neck": 16, "width": 32},
     ("segment", "linear"): {},
+    ("segment", "query"): QUERY,
     ("detect", "faster"): RCNN,
     ("detect", "cascade"): RCNN,
     ("detect", "fcos"): {"width": 32, "convolutions": 1},
     ("instance", "mask"): RCNN,
     ("instance", "cascade-mask"): RCNN,
+    ("instance", "query"): QUERY,
 }
 DENSE = [(task, head) for task in tasks.names() if task not in WHOLE for head in heads.names(task)]
 SIZE = (64, 96)

@@ -17,9 +17,14 @@ HEADS: dict[str, dict[str, str]] = {
     "classify": {"linear": "classify.Classify"},
     "multilabel": {"linear": "classify.MultiLabel"},
     "regress": {"linear": "regress.Regress"},
-    "segment": {"upernet": "segment.UPerNet", "fpn": "segment.SemanticFPN", "linear": "segment.Linear"},
+    "segment": {
+        "upernet": "segment.UPerNet",
+        "fpn": "segment.SemanticFPN",
+        "linear": "segment.Linear",
+        "query": "query.Queries",
+    },
     "detect": {"faster": "detect.RCNN", "cascade": "cascade.CascadeRCNN", "fcos": "fcos.FCOS"},
-    "instance": {"mask": "detect.RCNN", "cascade-mask": "cascade.CascadeRCNN"},
+    "instance": {"mask": "detect.RCNN", "cascade-mask": "cascade.CascadeRCNN", "query": "query.Queries"},
 }
 
 

@@ -13,39 +13,60 @@ from ..common.errors import RequestError
 from ..features import Activations, Features
 
 
-class Pyramid(nn.Module):
-    """Simple feature pyramid (ViTDet, Li et al. 2022, section 3): strides 4, 8, 16, 32 from the map of stride 16.
+class Mix(nn.Module):
+    """One map of a ViT out of several blocks: the last block's, led to width E, and what earlier ones add to it.
 
-    Transposed convolutions up, a LayerNorm over channels and GELU between the two of stride 4, max pooling down. The
-    convolutions behind each map there are the lateral ones of the FPN in the heads here. Widths: E/4, E/2, E, E.
+    Ours. The last block of a ViT has given up what is fine for what is global, so patches of earlier blocks,
+    normalised, are mixed by one linear layer that starts at zero, and added. The width keeps files small: what comes
+    behind grows with its square.
 
-    width: E, of the two coarser maps; where it is below D, one linear layer leads there first. Ours, for small files:
-    at D, as published, these layers grow with its square.
-    reads: the widths of earlier blocks. Ours: what their patches are, normalised, is mixed by one linear layer, which
-    starts at zero, and added to the map. The last block of a ViT has given up what is fine for what is global.
+    width: E, the map's own D at most, which 0 stands for. reads: the widths of the earlier blocks.
 
-    Parameters: 9/2 E^2 + 9/4 E, (D + 1) E where E is below D, and E (sum of reads + 1).
+    Parameters: (D + 1) E where E is below D, and E (sum of reads + 1) where there are any.
     """
 
     def __init__(self, D: int, width: int = 0, reads: Sequence[int] = ()) -> None:
         super().__init__()
         E = min(width or D, D)
-        if E % 4:
-            raise RequestError(
-                f"A pyramid of maps of width {E} was asked for, which it halves twice: take a backbone or a neck_width "
-                "that is a multiple of 4."
-            )
+        self.channels = (E,)
         self.reduce = nn.Conv2d(D, E, 1) if E < D else nn.Identity()
         self.mix = nn.Linear(sum(reads), E) if reads else None
         if self.mix is not None:
             nn.init.zeros_(self.mix.weight)
             nn.init.zeros_(self.mix.bias)
-        self.channels = (E // 4, E // 2, E, E)
-        up2 = nn.ConvTranspose2d(E, E // 2, 2, stride=2)
-        up4 = nn.ConvTranspose2d(E // 2, E // 4, 2, stride=2)
+
+    def forward(self, features: Features, activations: Activations) -> Features:
+        """The same features with [B, D, h, w], their only map, as [B, E, h, w]."""
+        [(stride, x)] = features.maps
+        x = self.reduce(x)
+        if self.mix is not None:
+            x = x + self.mix(torch.cat(activations.patches, dim=-1)).mT.unflatten(2, x.shape[-2:])
+        return replace(features, maps=[(stride, x)])
+
+
+class Pyramid(nn.Module):
+    """Simple feature pyramid (ViTDet, Li et al. 2022, section 3): strides 4, 8, 16, 32 from the map of stride 16.
+
+    Transposed convolutions up, a LayerNorm over channels and GELU between the two of stride 4, max pooling down. The
+    convolutions behind each map there are the lateral ones of the FPN in the heads here. Widths: D/4, D/2, D, D.
+
+    Parameters: 9/2 D^2 + 9/4 D.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        if width % 4:
+            raise RequestError(
+                f"A pyramid of maps of width {width} was asked for, which it halves twice: take a backbone or a "
+                "neck_width that is a multiple of 4."
+            )
+        D = width
+        self.channels = (D // 4, D // 2, D, D)
+        up2 = nn.ConvTranspose2d(D, D // 2, 2, stride=2)
+        up4 = nn.ConvTranspose2d(D // 2, D // 4, 2, stride=2)
         self.scales = nn.ModuleList(
             [
-                nn.Sequential(nn.ConvTranspose2d(E, E // 2, 2, stride=2), LayerNorm2d(E // 2), nn.GELU(), up4),
+                nn.Sequential(nn.ConvTranspose2d(D, D // 2, 2, stride=2), LayerNorm2d(D // 2), nn.GELU(), up4),
                 up2,
                 nn.Identity(),
                 nn.MaxPool2d(2),
@@ -55,9 +76,6 @@ class Pyramid(nn.Module):
     def forward(self, features: Features, activations: Activations) -> Features:
         """The same features with [B, D, h, w], their only map, as four [B, channels[i], h_i, w_i]; h and w even."""
         [(stride, x)] = features.maps
-        x = self.reduce(x)
-        if self.mix is not None:
-            x = x + self.mix(torch.cat(activations.patches, dim=-1)).mT.unflatten(2, x.shape[-2:])
         maps = [(stride * times, scale(x)) for times, scale in zip((0.25, 0.5, 1, 2), self.scales, strict=True)]
         return replace(features, maps=maps)
 
