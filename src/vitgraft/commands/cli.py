@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
 from .. import __version__
 from ..common.errors import RequestError, VitgraftError, WorkError, near_misses
-from ..common.settings import BACKBONE, DENSE, METHOD, WHOLE, Settings
+from ..common.settings import BACKBONE, DENSE, DENSE_METHOD, METHOD, WHOLE, Settings
 from .options import values
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _fit_parser(commands: Any, method: type[Method] | None) -> None:
         argument_default=argparse.SUPPRESS,
     )
     fit.add_argument("data", metavar="DATA", help="folder of pictures")
-    fit.add_argument("--method", help=f"default: {METHOD}; see `vitgraft methods`")
+    fit.add_argument("--method", help=f"default: {METHOD}; {DENSE_METHOD} for {', '.join(DENSE)}")
     fit.add_argument("--backbone", "--model", help=f"timm name or weight file (default: {BACKBONE})")
     fit.add_argument(
         "--start",
@@ -192,7 +192,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if given.command == "fit":
         from .. import methods
 
-        name = getattr(given, "method", None) or _method_of(getattr(given, "start", None))
+        name = getattr(given, "method", None) or _method_of(given)
         given, rest = parser(methods.find(name)).parse_known_args(words)
         given.method = name
         about += f" and `vitgraft methods {name}`"
@@ -209,13 +209,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     raise RequestError(f"There is no option {word!r}{method}: {about}.{belongs}")
 
 
-def _method_of(run: str | None) -> str:
-    """The method of the run that a fit starts from, or the default one."""
-    if run is None:
-        return METHOD
+def _method_of(given: argparse.Namespace) -> str:
+    """The method of a fit that names none: that of the run that it starts from, or its task's."""
+    from .. import tasks
     from ..adapters.run import Run
+    from ..data.recognise import recognise
 
-    return Run(run).result["method"]
+    if (start := getattr(given, "start", None)) is not None:
+        return Run(start).result["method"]
+    try:
+        return tasks.find(given.task or recognise(given.data)).method
+    except RequestError:  # of the data or the task: the fit itself will say it
+        return METHOD
 
 
 def _fit(given: argparse.Namespace) -> None:

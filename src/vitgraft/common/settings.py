@@ -9,7 +9,8 @@ from typing import Any
 
 from .errors import RequestError, near_misses
 
-METHOD, BACKBONE = "hst", "vit_base_patch16_224"  # of a fit that names none
+# Of a fit that names none; the second for segmentation, detection and instances.
+METHOD, DENSE_METHOD, BACKBONE = "hst", "hst+lora", "vit_base_patch16_224"
 NECK_WIDTH = 256
 PRECISIONS = ("auto", "bf16", "32", "64")
 

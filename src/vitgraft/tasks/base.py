@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from lightning_fabric import Fabric
 
 from ..backbones import Backbone
-from ..common.settings import Settings
+from ..common.settings import METHOD, Settings
 from ..data import Batch, LoadedPictures, Preprocess
 from ..engine.answers import Answer, ask
 from ..measures import Evaluation
@@ -24,6 +24,7 @@ class Task:
     """One visual task. A subclass is one file in `tasks/`."""
 
     metric: ClassVar[str] = ""
+    method: ClassVar[str] = METHOD  # of a fit that names none
     recipe: ClassVar[dict[str, Any]] = {}  # settings of the fit whose default differs from the general one
 
     @classmethod

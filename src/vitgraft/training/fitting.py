@@ -20,7 +20,7 @@ from ..backbones import Backbone
 from ..common.console import Console, first_process
 from ..common.errors import RequestError, near_misses
 from ..common.files import check_folder, make_folder, read_json, write_bytes, write_json
-from ..common.settings import BACKBONE, CLASS_WEIGHTS, FREE, METHOD, NORMALISATIONS, Settings
+from ..common.settings import BACKBONE, CLASS_WEIGHTS, FREE, NORMALISATIONS, Settings
 from ..data import LoadedPictures, Preprocess, audit
 from ..data.recognise import recognise
 from ..engine import cost
@@ -56,12 +56,12 @@ def fit(
 ) -> Run:
     """Fits one method to a folder of pictures and leaves the run in `out`.
 
-    root: the pictures; `data.read` says which layouts there are. method: HST unless given. backbone: a timm name, a
-    local file, or a loaded Backbone, which several runs may share; ViT-B/16 unless given. start: a finished run to
-    begin with, from which comes what is not given: task, method, head, backbone, the size of pictures. Of other classes
-    the layers are new. task: what the folder is arranged for, unless given. head: one of the task's, its first unless
-    given, with its own options. resume: continue a fit that was stopped (or start, if none was). options: fields of
-    `Settings` and arguments of the method.
+    root: the pictures; `data.read` says which layouts there are. method: the task's own unless given. backbone: a timm
+    name, a local file, or a loaded Backbone, which several runs may share; ViT-B/16 unless given. start: a finished run
+    to begin with, from which comes what is not given: task, method, head, backbone, the size of pictures. Of other
+    classes the layers are new. task: what the folder is arranged for, unless given. head: one of the task's, its first
+    unless given, with its own options. resume: continue a fit that was stopped (or start, if none was). options: fields
+    of `Settings` and arguments of the method.
     """
     out = Path(out)
     begun = None
@@ -70,8 +70,8 @@ def fit(
         begun.check(task=task, method=method, head=head)
         task, method, head, backbone = begun.task, begun.method, begun.head, backbone or begun.backbone
         head_options, options = {**begun.head_options, **(head_options or {})}, {**begun.options, **options}
-    method, backbone = method or METHOD, backbone or BACKBONE
     kind = tasks.find(task or recognise(root))
+    method, backbone = method or kind.method, backbone or BACKBONE
     task, head = kind.name(), head or heads.names(kind.name())[0]
     dense = heads.find(task, head).levels > 0
     settings, arguments = sort_options(kind, method, dense, options)
