@@ -15,8 +15,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from vitgraft import fit, heads
-from vitgraft.common.settings import CLASS_WEIGHTS
+from vitgraft import fit
+from vitgraft.commands.options import values
+from vitgraft.common.settings import CLASS_WEIGHTS, NECK_WIDTH
 
 METHODS: dict[str, dict[str, Any]] = {
     "frozen": {"method": "linear"},
@@ -93,7 +94,8 @@ def main() -> None:
         "--neck-blocks", type=int, default=0, help="blocks that a neck makes maps of; 0: the method's own"
     )
     parser.add_argument("--class-weights", choices=list(CLASS_WEIGHTS), default="none", help="of segmentations")
-    parser.add_argument("--published", action="store_true", help="heads and necks as wide as published")
+    parser.add_argument("--neck-width", type=int, default=NECK_WIDTH)
+    parser.add_argument("--head-options", nargs="*", default=[], metavar="NAME=VALUE", help="beside the sets' own")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     changed = {name: getattr(given, name) for name in ("lr", "epochs") if getattr(given, name) is not None}
@@ -104,22 +106,20 @@ def main() -> None:
             if head not in given.heads:
                 continue
             settings = {**SETS[name].settings, **changed}
-            if given.published:
-                options = {**options, **heads.find(settings["task"], head).published}
-                settings["neck_width"] = 0
             if settings["task"] == "segment":
                 settings["class_weights"] = given.class_weights
             marks = [name, method.replace(" ", "-"), head, f"{settings['lr']:g}", settings["epochs"], given.seed]
-            marks += [f"blocks-{given.neck_blocks}", *(["published"] if given.published else [])]
+            marks += [f"blocks-{given.neck_blocks}", f"neck-{given.neck_width}", *given.head_options]
             marks += [given.class_weights] if given.class_weights != "none" else []
             results[method, head] = fit_apart(
                 given.root / name.partition("-")[0],
                 out=given.out / "-".join(map(str, marks)),
                 backbone=given.backbone,
                 head=head,
-                head_options=options,
+                head_options={**options, **values(given.head_options, "a head", "width=128")},
                 eval_split=SETS[name].eval_split,
                 neck_blocks=given.neck_blocks,
+                neck_width=given.neck_width,
                 seed=given.seed,
                 resume=True,
                 **settings,

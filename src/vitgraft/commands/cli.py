@@ -124,8 +124,8 @@ def _fit_parser(commands: Any, method: type[Method] | None) -> None:
     fit.add_argument(
         "--head",
         default=None,
-        help="segment: upernet, fpn, linear; detect: faster, cascade, fcos; instance: "
-        "mask, cascade-mask; default: the first of the task",
+        help="segment: upernet, fpn, linear, query; detect: faster, cascade, fcos; instance: "
+        "mask, cascade-mask, query; default: the first of the task",
     )
     fit.add_argument("--head-options", nargs="+", metavar="NAME=VALUE", help="options of the head, such as samples=128")
     fit.add_argument("--resume", action="store_true", default=False, help="continue a fit that was stopped")
