@@ -216,7 +216,7 @@ def test_autocast(head):
 @pytest.mark.parametrize("E", [32, 48])
 def test_parameters(E):
     M, K, b, m = 12, CLASSES, 2, 48
-    count = M * E + b * (4 * E**2 + 2 * E * m + 11 * E + m) + 2 * E + (E + 1) * (K + 1)
+    count = M * E + b * (4 * E**2 + 2 * E * m + 9 * E + m) + 2 * E + (E + 1) * (K + 1)
     count += 3 * (E**2 + E) + 2 * (4 * E**2 + 12 * E)
     assert parameters(made(Queries, (E,), K, **SMALL)) == count
 

@@ -190,7 +190,6 @@ def test_every_head_behind_it(task, name):
         "upernet": {"width": 16, "auxiliary_width": 16},
         "fpn": {"neck": 8, "width": 32},
         "linear": {},
-        "fcos": {"width": 32},
         "query": {"queries": 12, "blocks": 2, "mlp": 16},
     }
     options = small.get(

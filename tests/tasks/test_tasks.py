@@ -30,7 +30,6 @@ SMALL = {
     ("segment", "query"): QUERY,
     ("detect", "faster"): RCNN,
     ("detect", "cascade"): RCNN,
-    ("detect", "fcos"): {"width": 32, "convolutions": 1},
     ("instance", "mask"): RCNN,
     ("instance", "cascade-mask"): RCNN,
     ("instance", "query"): QUERY,

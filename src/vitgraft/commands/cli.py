@@ -124,7 +124,7 @@ def _fit_parser(commands: Any, method: type[Method] | None) -> None:
     fit.add_argument(
         "--head",
         default=None,
-        help="segment: upernet, fpn, linear, query; detect: faster, cascade, fcos; instance: "
+        help="segment: upernet, fpn, linear, query; detect: faster, cascade; instance: "
         "mask, cascade-mask, query; default: the first of the task",
     )
     fit.add_argument("--head-options", nargs="+", metavar="NAME=VALUE", help="options of the head, such as samples=128")

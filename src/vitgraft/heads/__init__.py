@@ -23,7 +23,7 @@ HEADS: dict[str, dict[str, str]] = {
         "linear": "segment.Linear",
         "query": "query.Queries",
     },
-    "detect": {"faster": "detect.RCNN", "cascade": "cascade.CascadeRCNN", "fcos": "fcos.FCOS"},
+    "detect": {"faster": "detect.RCNN", "cascade": "cascade.CascadeRCNN"},
     "instance": {"mask": "detect.RCNN", "cascade-mask": "cascade.CascadeRCNN", "query": "query.Queries"},
 }
 
