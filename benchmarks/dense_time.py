@@ -27,6 +27,8 @@ def main(words: list[str] | None = None) -> None:
     sets = list(dense_table.SETS)
     parser.add_argument("--sets", action=measure.Names, known=sets, default=sets)
     parser.add_argument("--method", action=measure.Names, known=list(METHODS), default=list(METHODS))
+    heads = list(dict.fromkeys(head for of in dense_table.SETS.values() for head in of.heads))
+    parser.add_argument("--heads", action=measure.Names, known=heads, default=heads)
     parser.add_argument("--precision", choices=("32", "bf16"), default="32")
     given = parser.parse_args(words)
 
@@ -45,7 +47,7 @@ def measure_set(model: str, of: dense_table.Set, methods: list[str], given: Any)
     truth = memory.truth(task, CLASSES, B, H, W)
     work = {}
     for head, options in of.heads.items():
-        for name in methods:
+        for name in methods if head in given.heads else ():
             trained = build(backbone, classes=CLASSES, task=task, head=head, head_options=options, **METHODS[name]).to(
                 contenders.DEVICE
             )
