@@ -146,11 +146,6 @@ def build(
                 neck.append(Pyramid(*neck[-1].channels))
         elif levels and len(backbone.stages) > 1 and not made.own_maps:
             patches = tuple(stage[-1] for stage in backbone.stages)
-        if made.side_channels and levels == 1:
-            raise RequestError(
-                f"The head {name} reads one map, to which the four of {method} cannot be added: take another head, or "
-                "maps=own, which it reads all."
-            )
         if made.side_channels and levels:
             neck.append(Beside(neck[-1].channels if neck else channels, made.side_channels))
         made_head = heads.create(task, name, neck[-1].channels if neck else channels, classes, **(head_options or {}))

@@ -141,10 +141,29 @@ def test_beside_another_method_the_side_network_is_small_and_added(cls):
     assert model.method.arguments()["detached"]
     assert [type(part) for part in model.neck] == [Mix, Pyramid, Beside]
     assert build(cls, "hst", classes=2, task="segment").method.map_channels == (64, 128, 256, 384)
-    with pytest.raises(
-        RequestError, match=r"head linear reads one map, to which the four of hst\+lora cannot be added"
-    ):
-        build(cls, "hst+lora", classes=2, task="segment", head="linear")
+
+
+@pytest.mark.parametrize("head", ["linear", "query"])
+def test_a_head_of_one_map_has_all_of_the_side_network_added_to_it(cls, head):
+    options = {"queries": 6, "blocks": 1, "mlp": 16} if head == "query" else {}
+    model = build(cls, "hst+lora", classes=3, task="segment", head=head, head_options=options)
+    beside = model.neck[-1]
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        for parameter in model.neck.parameters():
+            parameter.normal_(std=0.1)
+    read = model.read(images)
+    given = model.method.features(cls, images, read)
+    for part in model.neck[:-1]:
+        given = part(given, read)
+    [(_, x)] = given.maps
+    [(_, found)] = beside(given, read).maps
+    fine, half, same, coarse = (lateral(y) for lateral, (_, y) in zip(beside.laterals, given.side, strict=True))
+    expected = x + F.avg_pool2d(fine, 4) + F.avg_pool2d(half, 2) + same
+    expected = expected + F.interpolate(coarse, (4, 6), mode="bilinear")
+    torch.testing.assert_close(found, expected)
+    sum(model.train()(images, torch.ones(2, 64, 96, dtype=torch.uint8)).values()).backward()
+    assert [name for name, p in model.trained().items() if p.grad is None] == []
 
 
 def test_a_cell_reaches_only_its_own_place():

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from timm.layers import LayerNorm2d
-from torch import nn
+from torch import Tensor, nn
 
 from ..common.errors import RequestError
 from ..features import Activations, Features
@@ -81,7 +82,8 @@ class Pyramid(nn.Module):
 
 
 class Beside(nn.Module):
-    """Adds the maps of a side network to others of the same strides, each by a 1x1 convolution that starts at zero.
+    """Adds the maps of a side network to others of the same strides, each by a 1x1 convolution that starts at zero; or
+    all of them, resized, to a single one.
 
     Ours: where such a network is the only way to the head, it has to find again what the backbone says already.
 
@@ -91,11 +93,28 @@ class Beside(nn.Module):
     def __init__(self, channels: Sequence[int], side: Sequence[int]) -> None:
         super().__init__()
         self.channels = tuple(channels)
-        self.laterals = nn.ModuleList(nn.Conv2d(c, C, 1) for c, C in zip(side, channels, strict=True))
+        wide = self.channels * len(side) if len(channels) == 1 else self.channels
+        self.laterals = nn.ModuleList(nn.Conv2d(c, C, 1) for c, C in zip(side, wide, strict=True))
         for tensor in self.parameters():
             nn.init.zeros_(tensor)
 
     def forward(self, features: Features, activations: Activations) -> Features:
         """The same features, their maps with the side ones added."""
-        both = zip(features.maps, features.side, self.laterals, strict=True)
-        return replace(features, maps=[(stride, x + lateral(y)) for (stride, x), (_, y), lateral in both])
+        added = [lateral(y) for lateral, (_, y) in zip(self.laterals, features.side, strict=True)]
+        if len(features.maps) == 1:
+            [(stride, x)] = features.maps
+            maps = [(stride, x + together(added, (x.shape[-2], x.shape[-1])))]
+        else:
+            maps = [(stride, x + y) for (stride, x), y in zip(features.maps, added, strict=True)]
+        return replace(features, maps=maps)
+
+
+def together(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """The sum of maps [B, C, h_i, w_i], brought to one size: the mean of cells, or bilinear between them."""
+    found = [
+        F.adaptive_avg_pool2d(x, size)
+        if x.shape[-1] >= size[1]
+        else F.interpolate(x, size, mode="bilinear", align_corners=False)
+        for x in maps
+    ]
+    return torch.stack(found).sum(0)

@@ -22,6 +22,7 @@ from ..features import Features
 from ..kernels.rotary import Rotary
 from .detect import Record
 from .fpn import widen
+from .pyramid import together
 from .segment import IGNORED, resize
 
 HEAD_WIDTH = 32  # of the attention, at least
@@ -109,8 +110,7 @@ class Queries(nn.Module):
         if self.laterals is None:
             return maps[0]
         size = (maps[2].shape[-2], maps[2].shape[-1])
-        led = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
-        return torch.stack([F.adaptive_avg_pool2d(x, size) for x in led[:3]] + [resize(led[3], size)]).sum(0)
+        return together([lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)], size)
 
     def _decode(self, patches: Tensor, *, all_of_them: bool) -> list[tuple[Tensor, Tensor]]:
         """patches [B, E, h, w] -> logits [B, M, K+1] and mask logits [B, M, 4 h, 4 w]: of each prediction, or the
