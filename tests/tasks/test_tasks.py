@@ -189,18 +189,13 @@ def words_of(ground, task, run, *more, head=None):
 
 def test_the_method_of_a_dense_task_that_names_none(ground, tmp_path, capsys):
     run = tmp_path / "run"
-    assert (
-        call(
-            *words_of(ground, "segment", run, "--epochs", 1, "--rank", 2, "--widths", 8, 8, 8, 8, "--heads", 1, 1, 1, 1)
-        )
-        == 0
-    )
+    assert call(*words_of(ground, "segment", run, "--epochs", 1, "--rank", 2)) == 0
     result = result_of(run)
-    assert result["method"] == tasks.find("segment").method == "hst+lora"
+    assert result["method"] == tasks.find("segment").method == "lora"
     assert (result["arguments"]["rank"], result["arguments"]["targets"]) == (2, ["qkv", "proj", "fc1", "fc2"])
     assert tasks.find("classify").method == "hst"
     assert call(*words_of(ground, "segment", tmp_path / "other", "--bottleneck", 2)) == 2
-    assert "no option '--bottleneck' with the method hst+lora" in capsys.readouterr().err
+    assert "no option '--bottleneck' with the method lora" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", DATA)

@@ -10,7 +10,7 @@ from typing import Any
 from .errors import RequestError, near_misses
 
 # Of a fit that names none; the second for segmentation, detection and instances.
-METHOD, DENSE_METHOD, BACKBONE = "hst", "hst+lora", "vit_base_patch16_224"
+METHOD, DENSE_METHOD, BACKBONE = "hst", "lora", "vit_base_patch16_224"
 NECK_WIDTH = 256
 PRECISIONS = ("auto", "bf16", "32", "64")
 
