@@ -32,7 +32,7 @@ class DenseTask(Task):
     """Pictures keep their shape: they are resized to fit the canvas, `Preprocess.size`; in training by a random scale,
     flipped, cropped and padded."""
 
-    # Ahead of HST as published on every set that was measured, and level with or ahead of both together on most
+    # Ahead of HST as published on every set that was measured, and level with both together, whose step is longer
     # (docs/results.md#hst-beside-lora).
     method = DENSE_METHOD
     # The optimiser of the published baselines (ViT-Adapter's configurations, whose parameter totals HST's tables have).
