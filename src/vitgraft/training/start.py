@@ -9,6 +9,7 @@ from typing import Any
 from ..adapters import file as adapter
 from ..adapters.run import Run
 from ..common.errors import RequestError
+from ..common.settings import DENSE
 from ..model import Model
 
 KEPT = ("normalisation", "image_size")  # settings of the run in which the pictures have to be as they were
@@ -25,7 +26,7 @@ class Start:
         self.backbone, self.head_options = header["backbone"]["name"], header["head"]["options"]
         kept = {name: header["protocol"][name] for name in KEPT if header["protocol"].get(name) is not None}
         # Settings and arguments of the method, unless others are asked for.
-        neck = {name: header["head"][name] for name in adapter.NECK}
+        neck = {name: header["head"][name] for name in adapter.NECK} if self.task in DENSE else {}
         self.options: dict[str, Any] = {**kept, **neck, **header["arguments"]}
 
     def check(self, **asked: str | None) -> None:
