@@ -34,8 +34,7 @@ SHORT = {"lr": 1e-3, "jitter": (0.75, 1.5)}
 
 @dataclass(frozen=True)
 class Set:
-    """The budget of one data set the heads on it with their options, and the
-    numbers that its table shows."""
+    """The budget of one data set, the heads on it with their options, and the numbers that its table shows."""
 
     eval_split: str
     settings: dict[str, Any]

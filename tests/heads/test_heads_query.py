@@ -228,6 +228,11 @@ def test_it_reads_several_blocks():
     assert model(torch.randn(1, 3, 64, 96)).shape == (1, 3, 64, 96)
 
 
+def test_class_weights_are_refused():
+    with pytest.raises(RequestError, match=r"head query .* takes no class_weights"):
+        made(Queries, (32,), CLASSES, **SMALL).balance([10, 20, 30])
+
+
 def test_more_objects_than_queries():
     head = made(Queries, (32,), CLASSES, masks=True, **{**SMALL, "queries": 2})
     given = one_map()

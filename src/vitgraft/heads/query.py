@@ -88,6 +88,13 @@ class Queries(nn.Module):
         weights[-1] = NOTHING
         self.register_buffer("weights", weights, persistent=False)
 
+    def balance(self, counts: Sequence[int], power: float = 1.0) -> None:
+        """RequestError: its losses are of whole masks, however large, and so know no rare pixels."""
+        raise RequestError(
+            "The head query counts a class once in a picture, however few its pixels, and takes no class_weights: "
+            "leave them out, or take another head."
+        )
+
     def forward(self, features: Features, targets: Any = None) -> Any:
         """Segmentations: scores [B, K, H, W], or with targets [B, H, W] losses. Instances: predictions, or with targets
         losses, both as `RCNN` has them. Losses are weighted, of all predictions together."""
