@@ -273,7 +273,7 @@ def test_bad_requests(words, said, ground, tmp_path, capsys):
 
 
 def test_a_dense_task_has_views_of_its_own():
-    from vitgraft.training.fitting import sort_options
+    from vitgraft.training.request import sort_options
 
     with pytest.raises(
         RequestError, match="augmentation is for the task classify or multilabel or regress, but this one is segment"

@@ -202,10 +202,10 @@ class Estimate:
 def _settings(job: Job) -> Settings:
     """The settings of a job's fit, defaults included."""
     from .. import tasks as kinds
-    from ..training import fitting
+    from ..training import request
 
     options = {n: v for n, v in {**job.settings, **job.arguments}.items() if n not in record.OF_FIT}
-    return fitting.sort_options(kinds.find("classify"), job.method, False, options)[0]
+    return request.sort_options(kinds.find("classify"), job.method, False, options)[0]
 
 
 def records_in(*folders: Path) -> list[Record]:

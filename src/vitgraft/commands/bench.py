@@ -16,6 +16,7 @@ from ..bench.suites import Suite
 from ..bench.workers import Processes
 from ..common.errors import RequestError, WorkError
 from ..common.files import write_json
+from . import config
 from .options import lists, values
 
 PUBLISHED = "published"
@@ -31,6 +32,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
         ("search", "choose settings for each method and task on the val split"),
     ):
         part = parts.add_parser(name, help=about, allow_abbrev=False)
+        config.add_options(part)
         part.add_argument(
             "--suite", default="local", help=f"{', '.join(suites.names())}, or local: every data set in ROOT"
         )
@@ -68,6 +70,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
         part.add_argument("--ray-address", metavar="HOST:PORT", help="of a Ray cluster; default: RAY_ADDRESS, or none")
         part.add_argument("--ray-cpus", type=int, metavar="N", help="CPUs of one run on Ray (default: 1)")
     show = parts.add_parser("show", help="the table of a folder of results", allow_abbrev=False)
+    config.add_options(show)
     show.add_argument("out", metavar="BENCH")
     show.add_argument(
         "--against",
@@ -212,13 +215,13 @@ def _grid(given: argparse.Namespace) -> Grid:
     _check_tests(suite, data)
     from .. import tasks as kinds
     from ..backbones import Backbone
-    from ..training import fitting
+    from ..training import request
 
     over = _over(given) if choosing else None
     for own, tried in product(methods.values(), over.points() if over else [{}]):
         # What is wrong with the request is said before anything runs.
         wanted = {**protocol.options(own["method"], next(iter(fitted), "")), **tried, **own}
-        fitting.sort_options(kinds.find("classify"), wanted.pop("method"), False, wanted)
+        request.sort_options(kinds.find("classify"), wanted.pop("method"), False, wanted)
     choices = None if choosing or not given.choices else search.Choices.read(given.choices)
     if choices:
         choices.check(suite.name, methods, list(fitted))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 from .. import __version__
 from ..common.errors import RequestError, VitgraftError, WorkError, near_misses
 from ..common.settings import BACKBONE, DENSE, DENSE_METHOD, METHOD, WHOLE, Settings
+from . import config
 from .options import values
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ def _command(
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=about, allow_abbrev=False, **more)
     command.set_defaults(do=do, parser=command)
+    if name != "bench":  # its parts have them
+        config.add_options(command)
     return command
 
 
@@ -186,14 +189,23 @@ def _run_argument(command: argparse.ArgumentParser) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command; a word that nobody knows is a RequestError."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    given, rest = parser(with_bench="bench" in words).parse_known_args(words)
+    file = config.file_of(words)
+    options = config.read(file) if file else {}
+
+    def parsed(method: type[Method] | None = None, *, final: bool = True) -> tuple[argparse.Namespace, list[str]]:
+        main = parser(method, with_bench="bench" in words)
+        if file:
+            config.apply(config.chosen(main, words), options, file, final=final)
+        return main.parse_known_args(words)
+
+    given, rest = parsed(final="fit" not in words[:1])
     about = f"see `{given.parser.prog} --help`"
     owners: list[str] = []
     if given.command == "fit":
         from .. import methods
 
         name = getattr(given, "method", None) or _method_of(given)
-        given, rest = parser(methods.find(name)).parse_known_args(words)
+        given, rest = parsed(methods.find(name))
         given.method = name
         about += f" and `vitgraft methods {name}`"
         name = rest[0].partition("=")[0].lstrip("-").replace("-", "_") if rest else ""
@@ -227,18 +239,34 @@ def _fit(given: argparse.Namespace) -> None:
     from ..common.console import first_process
     from ..training.fitting import fit
 
-    own = ("command", "do", "parser", "data")
-    options: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in vars(given).items()
-        if name not in own
-    }
-    if "head_options" in options:
-        options["head_options"] = values(options["head_options"], "a head", "samples=128")
-    run = fit(given.data, **options)
+    run = fit(given.data, **_fit_options(given))
     if first_process():
         print(_summary(run.result))
         print(f"{'page':15} {run.path / 'report.html'}")
+
+
+def _fit_options(given: argparse.Namespace) -> dict[str, Any]:
+    """What was given of the arguments of `fit`."""
+    options = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(given).items()
+        if name not in ("command", "do", "parser", "data", *config.OWN)
+    }
+    if isinstance(options.get("head_options"), tuple):
+        options["head_options"] = values(options["head_options"], "a head", "samples=128")
+    return options
+
+
+def _config(given: argparse.Namespace) -> str:
+    """The options of a command as a file; those of a fit with all that follows from them."""
+    if given.command != "fit":
+        own = {name: value for name, value in vars(given).items() if name not in ("command", "do", "parser", "part")}
+        return config.text(own)
+    from ..training.request import settle
+
+    options = _fit_options(given)
+    own = {name: options.pop(name) for name in ("out", "resume", "skip_bad", "quiet") if name in options}
+    return config.text({**settle(Path(given.data), **options).told(), **own})
 
 
 def _evaluate(given: argparse.Namespace) -> None:
@@ -390,6 +418,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     try:
         given = _parse(arguments)
+        if getattr(given, "print_config", False):
+            print(_config(given), end="")
+            return 0
         given.do(given)
     except VitgraftError as error:
         return _stopped(str(error), error.exit_code)

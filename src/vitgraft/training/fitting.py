@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,15 @@ import timm
 import torch
 from lightning_fabric import Fabric
 
-from .. import __version__, heads, methods, tasks
+from .. import __version__
 from ..adapters import file as adapter
 from ..adapters.run import Run
 from ..backbones import Backbone
 from ..common.console import Console, first_process
-from ..common.errors import RequestError, near_misses
+from ..common.errors import RequestError
 from ..common.files import check_folder, make_folder, read_json, write_bytes, write_json
-from ..common.settings import BACKBONE, CLASS_WEIGHTS, FREE, NORMALISATIONS, Settings
+from ..common.settings import CLASS_WEIGHTS, FREE, NORMALISATIONS, Settings
 from ..data import LoadedPictures, Preprocess, audit
-from ..data.recognise import recognise
 from ..engine import cost
 from ..engine.activations import activation_store
 from ..engine.answers import answers
@@ -33,7 +32,7 @@ from ..pages import report
 from ..tasks.base import Task
 from .checkpoint import Checkpoint, Progress
 from .loop import train
-from .start import Start
+from .request import settle
 
 MOST_NOTES = 12  # that are told on the way; result.json and the page have all
 FILES = ("adapter.safetensors", "result.json", "metrics.jsonl", "report.html", "checkpoint.safetensors")
@@ -64,34 +63,29 @@ def fit(
     of `Settings` and arguments of the method.
     """
     out = Path(out)
-    begun = None
-    if start is not None:
-        begun = Start(start)
-        begun.check(task=task, method=method, head=head)
-        task, method, head, backbone = begun.task, begun.method, begun.head, backbone or begun.backbone
-        head_options, options = {**begun.head_options, **(head_options or {})}, {**begun.options, **options}
-    kind = tasks.find(task or recognise(root))
-    method, backbone = method or kind.method, backbone or BACKBONE
-    task, head = kind.name(), head or heads.names(kind.name())[0]
-    dense = heads.find(task, head).levels > 0
-    settings, arguments = sort_options(kind, method, dense, options)
-    found = kind.read(Path(root), seed=settings.seed, skip_bad=skip_bad)
+    request = settle(
+        Path(root),
+        method=method,
+        backbone=backbone,
+        start=start,
+        task=task,
+        head=head,
+        head_options=head_options,
+        **options,
+    )
+    kind, settings, begun, backbone = request.task, request.settings, request.start, request.backbone
+    found = kind.read(request.root, seed=settings.seed, skip_bad=skip_bad)
     found.split(settings.train_split)  # an unknown split is said before anything is loaded
     settings = replace(settings, eval_split=settings.eval_split or _validation(found, settings.train_split))
     if settings.eval_split:
         found.split(settings.eval_split)
-    name = backbone if isinstance(backbone, str) else backbone.name
-    options_of_head = {**kind.head_options(settings, found), **(head_options or {})}
-    asked = {
-        "task": task,
-        "head": {"name": head, "options": options_of_head},
-        "method": method,
-        "arguments": arguments,
-        "backbone": name,
-        **({"start": str(begun.path.resolve())} if begun else {}),
-        **asdict(settings),
-    }
-    asked["data"] = {"root": str(found.root.resolve()), "pictures": {n: len(s) for n, s in found.splits.items()}}
+    request = replace(
+        request,
+        root=found.root,
+        settings=settings,
+        head_options={**kind.head_options(settings, found), **request.head_options},
+    )
+    asked = {**request.told(), "pictures": {name: len(split) for name, split in found.splits.items()}}
     with Console(quiet) as console:
         if first_process() and _already_done(out, found.root, asked, resume):
             console.line(f"{out} already holds the finished run.")
@@ -118,15 +112,15 @@ def fit(
         def made(classes: int) -> Model:
             return build(
                 backbone,
-                method,
+                request.method,
                 classes=classes,
-                task=task,
-                head=head,
-                head_options=options_of_head,
+                task=kind.name(),
+                head=request.head,
+                head_options=request.head_options,
                 neck_blocks=settings.neck_blocks,
                 neck_width=settings.neck_width,
                 seed=settings.seed,
-                **arguments,
+                **request.arguments,
             )
 
         model = made(len(found.classes))
@@ -310,7 +304,11 @@ class _Fitting:
         }
         common = {
             "task": self.asked["task"],
-            "head": {**self.asked["head"], **{name: getattr(settings, name) for name in adapter.NECK}},
+            "head": {
+                "name": self.asked["head"],
+                "options": self.asked["head_options"],
+                **{name: getattr(settings, name) for name in adapter.NECK},
+            },
             "method": self.asked["method"],
             "arguments": self.model.method.arguments(),
             "backbone": named,
@@ -364,25 +362,6 @@ class _Fitting:
             examples=self.examples,
         )
         write_json(self.out / "result.json", result)
-
-
-def sort_options(task: Task, method: str, dense: bool, options: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
-    """Options into settings of the fit and arguments of the method; what belongs to neither is a RequestError."""
-    cls = methods.find(method)
-    for setting in fields(Settings):
-        owners = setting.metadata["tasks"]
-        if owners and task.name() not in owners and options.get(setting.name):
-            raise RequestError(
-                f"{setting.name} is for the task {' or '.join(owners)}, but this one is {task.name()}: leave it out."
-            )
-    given = {name: value for name, value in options.items() if name in Settings.names()}
-    arguments = {name: value for name, value in options.items() if name not in given}
-    unknown = [name for name in arguments if name not in cls.defaults()]
-    elsewhere = unknown and any(unknown[0] in methods.find(other).defaults() for other in methods.names())
-    if unknown and not elsewhere and (near := near_misses(unknown[0], Settings.names())):
-        raise RequestError(f"There is no option {unknown[0]!r}: see `vitgraft fit --help`.{near}")
-    made = methods.create(method, dense=dense, **arguments)
-    return Settings(**{**made.recipe, **task.recipe, **given}), made.arguments()
 
 
 def _validation(found: Any, train_split: str) -> str | None:

@@ -1,0 +1,89 @@
+"""What is asked of a fit, settled: every option has its value before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .. import heads, methods, tasks
+from ..backbones import Backbone
+from ..common.errors import RequestError, near_misses
+from ..common.settings import BACKBONE, Settings
+from ..data.recognise import recognise
+from ..tasks.base import Task
+from .start import Start
+
+
+@dataclass(frozen=True)
+class Request:
+    """A fit that is asked for: what was given, what follows from the data and from the run to start from, defaults."""
+
+    root: Path
+    task: Task
+    method: str
+    arguments: dict[str, Any]  # of the method
+    head: str
+    head_options: dict[str, Any]  # those given; the settings and the data may add some
+    backbone: str | Backbone
+    settings: Settings
+    start: Start | None = None
+
+    def told(self) -> dict[str, Any]:
+        """The options of `fit` that ask for this, by name: what `--config` reads."""
+        return {
+            "data": str(self.root.resolve()),
+            "task": self.task.name(),
+            "method": self.method,
+            "backbone": self.backbone if isinstance(self.backbone, str) else self.backbone.name,
+            **({"start": str(self.start.path.resolve())} if self.start else {}),
+            "head": self.head,
+            "head_options": self.head_options,
+            **asdict(self.settings),
+            **self.arguments,
+        }
+
+
+def settle(
+    root: Path,
+    *,
+    method: str | None = None,
+    backbone: str | Backbone | None = None,
+    start: str | Path | None = None,
+    task: str | None = None,
+    head: str | None = None,
+    head_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Request:
+    """The arguments of `fit`, as there, with what was left out; RequestError for what cannot be meant."""
+    begun = None
+    if start is not None:
+        begun = Start(start)
+        begun.check(task=task, method=method, head=head)
+        task, method, head, backbone = begun.task, begun.method, begun.head, backbone or begun.backbone
+        head_options, options = {**begun.head_options, **(head_options or {})}, {**begun.options, **options}
+    kind = tasks.find(task or recognise(root))
+    method, head = method or kind.method, head or heads.names(kind.name())[0]
+    dense = heads.find(kind.name(), head).levels > 0
+    settings, arguments = sort_options(kind, method, dense, options)
+    return Request(root, kind, method, arguments, head, dict(head_options or {}), backbone or BACKBONE, settings, begun)
+
+
+def sort_options(task: Task, method: str, dense: bool, options: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
+    """Options into settings of the fit and arguments of the method; what belongs to neither is a RequestError."""
+    cls = methods.find(method)
+    for setting in fields(Settings):
+        owners = setting.metadata["tasks"]
+        if owners and task.name() not in owners and options.get(setting.name, setting.default) != setting.default:
+            raise RequestError(
+                f"{setting.name} is for the task {' or '.join(owners)}, but this one is {task.name()}: leave it out."
+            )
+    given = {name: value for name, value in options.items() if name in Settings.names()}
+    arguments = {name: value for name, value in options.items() if name not in given}
+    unknown = [name for name in arguments if name not in cls.defaults()]
+    elsewhere = unknown and any(unknown[0] in methods.find(other).defaults() for other in methods.names())
+    if unknown and not elsewhere and (near := near_misses(unknown[0], Settings.names())):
+        raise RequestError(f"There is no option {unknown[0]!r}: see `vitgraft fit --help`.{near}")
+    made = methods.create(method, dense=dense, **arguments)
+    return Settings(**{**made.recipe, **task.recipe, **given}), made.arguments()
