@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from helpers_backbones import FAMILIES, GRIDS, random_backbone, random_images
-from helpers_cli import call, contents, fit_words
+from helpers_cli import call, contents, fit_words, make_ground
 from helpers_methods import refusal
 
 # The order of a sum, so its last bits, depends on the number of threads; some tests compare two processes to the bit.
@@ -56,6 +56,12 @@ def grid(request):
 @pytest.fixture
 def images(backbone, grid):
     return random_images(backbone, grid)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """A tiny backbone, and pictures of three classes."""
+    return make_ground(tmp_path_factory.mktemp("ground"))
 
 
 @pytest.fixture

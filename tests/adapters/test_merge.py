@@ -15,7 +15,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from helpers_backbones import FAMILIES, GRIDS, random_backbone, random_images, random_vit, vit_arguments
-from helpers_cli import CLASSES, call, environment, fit, make_ground
+from helpers_cli import CLASSES, call, environment, fit
 from helpers_methods import every_variant, header_of, model_of, shaken
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -291,11 +291,6 @@ def test_the_file_is_a_backbone_of_ours_too(name, exported):
         pooled = backbone.pool(backbone(load_file(folder / f"{name}.images")["images"]).tokens)
         logits = F.linear(pooled, *(tensors[f"{head_of(backbone)}.{kind}"] for kind in ("weight", "bias")))
     assert error(logits, expected[f"{name} logits"]) < 1e-5
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return make_ground(tmp_path_factory.mktemp("ground"))
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers_cli import call, fit, make_backbone, make_ground
+from helpers_cli import call, fit, make_backbone
 from helpers_dense import segment_set
 from PIL import Image
 
 import vitgraft
 from vitgraft.common.errors import RequestError, WorkError
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return make_ground(tmp_path_factory.mktemp("ground"))
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,7 @@
 """Pictures, a backbone and a finished run, for commands to be tried on."""
 
 import pytest
-from helpers_cli import fit, make_ground
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return make_ground(tmp_path_factory.mktemp("ground"))
+from helpers_cli import fit
 
 
 @pytest.fixture(scope="module")

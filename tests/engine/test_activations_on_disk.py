@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers_cli import adapter_of, call, fit, fit_words, make_backbone, make_ground, metrics_of, result_of, same
+from helpers_cli import adapter_of, call, fit, fit_words, make_backbone, metrics_of, result_of, same
 from safetensors.torch import save_file
 
 from vitgraft.backbones import ViT
@@ -157,11 +157,6 @@ def test_the_limit_is_checked_before_anything_is_computed(tmp_path):
 
 
 # In a fit
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return make_ground(tmp_path_factory.mktemp("ground"))
 
 
 @pytest.fixture

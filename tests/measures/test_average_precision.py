@@ -16,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from vitgraft.common.errors import WorkError
 from vitgraft.data.objects import Objects
+from vitgraft.data.segmentations import encode
 from vitgraft.measures import average_precision as detection
 from vitgraft.measures import coco
 from vitgraft.measures.average_precision import NUMBERS, DetectEvaluation, DetectScores
@@ -111,7 +112,7 @@ def fed_back(truth, masks, classes=CLASSES):
             {"image_id": i, "category_id": int(objects.labels[k]) + 1, "bbox": boxes[k], "score": 0.9} for k in there
         ]
         for k, row in zip(there, rows, strict=True) if masks else ():
-            row["segmentation"] = coco.encode(decode(objects.segmentations[k], objects.size))
+            row["segmentation"] = encode(decode(objects.segmentations[k], objects.size))
         found.append(rows)
     paths = [f"{i}.jpg" for i in range(len(truth))]
     return DetectEvaluation("val", classes, paths, tuple(truth), tuple(found), masks)

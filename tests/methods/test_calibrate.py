@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers_cli import adapter_of, call, fit, fit_words, make_ground, result_of, same
+from helpers_cli import adapter_of, call, fit, fit_words, result_of, same
 
 from vitgraft.common.errors import RequestError
 from vitgraft.methods.sct import SCT
@@ -10,11 +10,6 @@ from vitgraft.model import build
 from vitgraft.training import loop as training
 
 WORDS = ["--method", "sct", "--precision", "32", "--epochs", 3]
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return make_ground(tmp_path_factory.mktemp("ground"))
 
 
 @pytest.fixture(scope="module")

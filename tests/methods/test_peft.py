@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from helpers_backbones import random_backbone, random_images
-from helpers_cli import call, environment, fit, make_ground, result_of
+from helpers_cli import call, environment, fit, result_of
 from helpers_methods import header_of, shaken, steps
 
 from vitgraft import methods
@@ -236,11 +236,6 @@ def test_a_bad_configuration_is_one_sentence(case, tmp_path):
 
 
 # The command line
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return make_ground(tmp_path_factory.mktemp("ground"))
 
 
 def test_fit_with_a_file_that_is_not_needed_later(ground, tmp_path, capsys):

@@ -10,7 +10,6 @@ from helpers_cli import (
     call,
     fit,
     fit_words,
-    make_ground,
     make_pictures,
     metrics_of,
     result_of,
@@ -58,11 +57,6 @@ METHODS = {
     "hst": ["--method", "hst"],
     "detached": ["--method", "hst", "--detached"],
 }
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return make_ground(tmp_path_factory.mktemp("ground"))
 
 
 @pytest.mark.parametrize("name", METHODS)

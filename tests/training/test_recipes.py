@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from helpers_cli import adapter_of, call, fit, fit_words, make_ground, picture, result_of, same, start, wait_for
+from helpers_cli import adapter_of, call, fit, fit_words, picture, result_of, same, start, wait_for
 from helpers_dense import segment_set
 from PIL import Image
 from safetensors import safe_open
@@ -23,11 +23,6 @@ from vitgraft.engine.activations import MemoryStore
 
 PREPROCESS = Preprocess((24, 32), (0.5, 0.4, 0.3), (0.5, 0.5, 0.5))
 DRAWN = [name for name in AUGMENTATIONS if name != "none"]
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return make_ground(tmp_path_factory.mktemp("ground"))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from helpers_cli import (
     fit,
     fit_words,
     free_port,
-    make_ground,
     metrics_of,
     result_of,
     same,
@@ -31,11 +30,6 @@ from vitgraft.training import checkpoint, fitting
 EPOCHS = 6
 EXACT = ["--precision", "32", "--drop-path", "0.2", "--epochs", EPOCHS, "--lr", "3e-3"]
 WAYS = {"published": [], "detached": ["--detached"]}
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return make_ground(tmp_path_factory.mktemp("ground"))
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,10 @@ import shutil
 
 import pytest
 import torch
-from helpers_cli import CLASSES, adapter_of, call, fit, fit_words, has, make_backbone, make_ground, result_of, same
+from helpers_cli import CLASSES, adapter_of, call, fit, fit_words, has, make_backbone, result_of, same
 
 LORA = ["--method", "lora", "--rank", 2, "--image-size", 40]
 STILL = ["--epochs", 1, "--lr", 1e-12, "--weight-decay", 0]  # what a fit ends with is what it began with
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    return make_ground(tmp_path_factory.mktemp("ground"))
 
 
 @pytest.fixture(scope="module")

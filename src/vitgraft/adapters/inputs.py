@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import io
 import tempfile
 import urllib.request
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from PIL import Image
 
 from ..common.errors import RequestError, WorkError
 from ..data.folders import folders_in, pictures_in
-from ..data.pictures import to_rgb
+from ..data.in_memory import encoded
 
 SECONDS, BYTES = 30, 1 << 28  # that an address may take, and that may come from it
 FORMS = (
@@ -62,15 +61,11 @@ def _is_pattern(text: str) -> bool:
 def _add(given: Any, found: Inputs) -> None:
     if isinstance(given, (str, Path)):
         _add_path(str(given), found)
-    elif isinstance(given, bytes):
-        _keep(given, found)
-    elif isinstance(given, Image.Image):
-        _keep(_encoded(given), found)
     elif isinstance(given, torch.Tensor) and given.ndim == 4:
         for each in given:
             _add(each, found)
-    elif isinstance(given, (np.ndarray, torch.Tensor)):
-        _keep(_encoded(_of_array(given)), found)
+    elif isinstance(given, (bytes, Image.Image, np.ndarray, torch.Tensor)):
+        _keep(encoded(given), found)
     else:
         raise RequestError(f"A {type(given).__name__} is no picture: give {FORMS}.")
 
@@ -113,31 +108,3 @@ def _fetched(address: str) -> bytes:
     if len(content) > BYTES:
         raise WorkError(f"{address} has more than {BYTES >> 20} MiB: give a smaller picture.")
     return content
-
-
-def _of_array(given: Any) -> Image.Image:
-    """An array [H, W] or [H, W, C], or a tensor [C, H, W], as a picture."""
-    array = given
-    if isinstance(given, torch.Tensor):
-        if given.ndim == 3 and given.shape[0] not in (1, 3, 4):
-            raise RequestError(f"A tensor of the shape {list(given.shape)} is no picture: give [3, H, W].")
-        array = given.detach().cpu()
-        if array.is_floating_point():
-            if not 0 <= float(array.min()) <= float(array.max()) <= 1:
-                raise RequestError("A tensor of floats was given, but not all lie in 0..1: give uint8, or scale them.")
-            array = (array * 255).round().to(torch.uint8)
-        array = array.numpy().transpose(1, 2, 0) if array.ndim == 3 else array.numpy()
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
-        raise RequestError(
-            f"An array {array.dtype} of the shape {list(array.shape)} is no picture: give uint8 [H, W, 3] or [H, W]."
-        )
-    return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _encoded(image: Image.Image) -> bytes:
-    kept = io.BytesIO()
-    whole = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else to_rgb(image)
-    whole.save(kept, "PNG", compress_level=1)
-    return kept.getvalue()

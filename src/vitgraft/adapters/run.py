@@ -10,6 +10,7 @@ checkpoint.safetensors  what a killed fit continues from
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -25,6 +26,7 @@ from ..common.errors import RequestError
 from ..common.files import read_json
 from ..common.settings import Settings
 from ..data import Batch, LoadedPictures
+from ..data.in_memory import as_folder
 from ..engine.activations import activation_store
 from ..engine.answers import Answer, answers
 from ..engine.devices import fabric
@@ -88,7 +90,7 @@ class Run:
 
     def evaluate(
         self,
-        root: str | Path,
+        root: Any,
         split: str = "test",
         *,
         shown_only: bool = False,
@@ -97,8 +99,14 @@ class Run:
     ) -> Evaluation:
         """The answers on a split of a data set, in the precision and the batches of the fit.
 
+        root: a folder, or a data set in memory, as `fit` takes them; one alone is the split.
         shown_only: a classifier answers with one of the classes that the data set shows, not with any that it knows.
         """
+        if not isinstance(root, (str, Path)):
+            with tempfile.TemporaryDirectory(prefix="vitgraft-") as folder:
+                as_folder(root, Path(folder) / "pictures", alone=split)
+                written = Path(folder) / "pictures"
+                return self.evaluate(written, split, shown_only=shown_only, skip_bad=skip_bad, quiet=quiet)
         settings = self._settings()
         found = self.task.read(Path(root), seed=settings.seed, classes=self.classes, skip_bad=skip_bad)
         ask = self.task.answer(settings, self.adapter.preprocess)

@@ -81,3 +81,11 @@ def sample(segmentation: Any, size: tuple[int, int], rows: np.ndarray, columns: 
         inside = slice(*columns.searchsorted([first, last + 1]))
         found[inside] = ends.searchsorted(columns[inside, None] * h + rows, side="right") & 1
     return found.T
+
+
+def encode(mask: np.ndarray) -> dict[str, Any]:
+    """A mask, bool [H, W], as COCO's compressed run lengths, ready for JSON."""
+    from faster_coco_eval import mask as run_lengths
+
+    found = run_lengths.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(mask.shape), "counts": found["counts"].decode("ascii")}

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from faster_coco_eval import mask as rle
 from torch import Tensor
 from torch.nn import functional as F
+
+from ..data.segmentations import encode
 
 if TYPE_CHECKING:
     from ..data.objects import Objects
@@ -39,12 +40,6 @@ def results(
             whole = F.interpolate(mask[None].float(), size=size, mode="bilinear", align_corners=False)[0, 0]
             row["segmentation"] = encode((whole >= 0.5).cpu().numpy())
     return found
-
-
-def encode(mask: np.ndarray) -> Result:
-    """A mask, bool [H, W], as COCO's compressed RLE, ready for JSON."""
-    found = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(mask.shape), "counts": found["counts"].decode("ascii")}
 
 
 def dataset(truth: Sequence[Objects], classes: Sequence[str], masks: bool) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..common.settings import Settings
 from ..data import Batch, Preprocess, open_picture
 from ..data.dense import DensePictures
+from ..data.segmentations import encode
 from ..features import Activations
-from ..measures.coco import encode
 from ..measures.miou import SegmentEvaluation, SegmentScores
 from ..measures.prediction import Prediction
 from ..model import Model

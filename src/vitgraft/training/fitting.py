@@ -21,7 +21,7 @@ from ..common.console import Console, first_process
 from ..common.errors import RequestError
 from ..common.files import check_folder, make_folder, read_json, write_bytes, write_json
 from ..common.settings import CLASS_WEIGHTS, FREE, NORMALISATIONS, Settings
-from ..data import LoadedPictures, Preprocess, audit
+from ..data import LoadedPictures, Preprocess, audit, in_memory
 from ..engine import cost
 from ..engine.activations import activation_store
 from ..engine.answers import answers
@@ -39,7 +39,7 @@ FILES = ("adapter.safetensors", "result.json", "metrics.jsonl", "report.html", "
 
 
 def fit(
-    root: str | Path,
+    root: Any,
     *,
     out: str | Path,
     method: str | None = None,
@@ -53,16 +53,21 @@ def fit(
     quiet: bool = False,
     **options: Any,
 ) -> Run:
-    """Fits one method to a folder of pictures and leaves the run in `out`.
+    """Fits one method to a folder of pictures, or to a data set in memory, and leaves the run in `out`.
 
-    root: the pictures; `data.read` says which layouts there are. method: the task's own unless given. backbone: a timm
-    name, a local file, or a loaded Backbone, which several runs may share; ViT-B/16 unless given. start: a finished run
-    to begin with, from which comes what is not given: task, method, head, backbone, the size of pictures. Of other
-    classes the layers are new. task: what the folder is arranged for, unless given. head: one of the task's, its first
-    unless given, with its own options. resume: continue a fit that was stopped (or start, if none was). options: fields
-    of `Settings` and arguments of the method.
+    root: the folder; docs/data.md says which layouts there are. Or a `torch.utils.data.Dataset`, a Hugging Face
+    `datasets.Dataset`, pairs of a picture and a class, of each split one or one alone (`data.in_memory.FORMS`): its
+    pictures are written to `out`/pictures once, as it gives them, and read from there. method: the task's own unless
+    given. backbone: a timm name, a local file, or a loaded Backbone, which several runs may share; ViT-B/16 unless
+    given. start: a finished run to begin with, from which comes what is not given: task, method, head, backbone, the
+    size of pictures. Of other classes the layers are new. task: what the data are arranged for, unless given. head: one
+    of the task's, its first unless given, with its own options. resume: continue a fit that was stopped (or start, if
+    none was). options: fields of `Settings` and arguments of the method.
     """
     out = Path(out)
+    if not isinstance(root, (str, Path)):
+        root, meant = _as_folder(root, out, resume, quiet)
+        task = task or meant
     request = settle(
         Path(root),
         method=method,
@@ -364,6 +369,25 @@ class _Fitting:
         write_json(self.out / "result.json", result)
 
 
+def _as_folder(data: Any, out: Path, resume: bool, quiet: bool) -> tuple[Path, str]:
+    """A data set in memory as a folder in that of its run, and its task. What a fit has begun with stays as it was."""
+    folder = out / "pictures"
+    begun = (out / "settings.json").is_file()
+    if begun and not resume:
+        raise _holds_a_run(out)
+    if (begun or not first_process()) and folder.is_dir():
+        return folder, read_json(folder / in_memory.TASK)["task"]
+    check_folder(out)
+    with Console(quiet) as console:
+        task = in_memory.as_folder(data, folder, progress=console.bar("writing", "pictures"))
+        console.line(f"written   {folder}: the pictures as the data set gives them, once")
+    return folder, task
+
+
+def _holds_a_run(out: Path) -> RequestError:
+    return RequestError(f"{out} already holds a run: choose another --out, or continue it with --resume.")
+
+
 def _validation(found: Any, train_split: str) -> str | None:
     return "val" if "val" in found.splits and "val" not in train_split.split("+") else None
 
@@ -378,7 +402,7 @@ def _already_done(out: Path, root: Path, asked: dict[str, Any], resume: bool) ->
             raise RequestError(f"{out} holds {', '.join(there)} but no run of this version: choose another --out.")
         return False
     if not resume:
-        raise RequestError(f"{out} already holds a run: choose another --out, or continue it with --resume.")
+        raise _holds_a_run(out)
     told, asked = _flat(read_json(out / "settings.json")), _flat(json.loads(json.dumps(asked)))
     changed = [
         f"{key} was {told.get(key)} and is now {asked.get(key)}"
