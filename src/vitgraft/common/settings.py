@@ -32,7 +32,8 @@ AUGMENTATIONS = {
 }
 
 # No result depends on them but for rounding: they may differ when a run is continued.
-FREE = ("workers", "memory", "cache_size", "gradient_checkpointing", "device")
+FREE = ("workers", "memory", "cache_size", "gradient_checkpointing", "device", "log")
+LOGS = ("none", "csv", "tensorboard", "wandb", "mlflow")
 CLASS_WEIGHTS = {"none": 0.0, "root": 0.5, "balanced": 1.0}  # the power of its rarity that a class counts by
 WHOLE = ("classify", "multilabel", "regress")
 DENSE = ("segment", "detect", "instance")
@@ -104,6 +105,7 @@ class Settings:
     )
     cache_size: float = _option(20.0, "GiB that all activations on disk may take")
     memory: float = _option(4.0, "GiB for decoded pictures, and as much again for kept activations")
+    log: str = _option("none", f"who is told of loss and rate: {', '.join(LOGS[1:])}, or some joined by +")
 
     def __post_init__(self) -> None:
         for setting in fields(self):
@@ -141,6 +143,12 @@ class Settings:
                 raise RequestError(
                     f"There is no {name} {value!r}: there are {', '.join(known)}; choose one of these."
                     f"{near_misses(str(value), known)}"
+                )
+        for one in self.log.split("+") if self.log != LOGS[0] else ():
+            if one not in LOGS[1:]:
+                raise RequestError(
+                    f"There is no log {one!r}: there are {', '.join(LOGS)}; choose one of these, or join some by +."
+                    f"{near_misses(one, LOGS)}"
                 )
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise RequestError(

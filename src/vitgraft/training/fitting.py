@@ -31,7 +31,9 @@ from ..model import Model, build
 from ..pages import report
 from ..tasks.base import Task
 from .checkpoint import Checkpoint, Progress
-from .loop import train
+from .logs import Logs
+from .logs import check as check_logs
+from .loop import learning_rate, train
 from .request import settle
 
 MOST_NOTES = 12  # that are told on the way; result.json and the page have all
@@ -78,6 +80,7 @@ def fit(
         head_options=head_options,
         **options,
     )
+    check_logs(request.settings.log)
     kind, settings, begun, backbone = request.task, request.settings, request.start, request.backbone
     found = kind.read(request.root, seed=settings.seed, skip_bad=skip_bad)
     found.split(settings.train_split)  # an unknown split is said before anything is loaded
@@ -169,6 +172,7 @@ class _Fitting:
         if self.fabric.is_global_zero:
             make_folder(self.out)
             write_json(self.out / "settings.json", self.asked)
+        log = Logs(self.settings.log, self.out, self.asked)
         bar, reading = self.console.bar("", "steps"), self.console.bar("backbone", "pictures")
         epochs, note = self.settings.epochs, ""
         validation = None
@@ -184,6 +188,7 @@ class _Fitting:
             bar = self.console.bar("", "steps")  # whose clock starts here
 
         def on_step(progress: Progress, steps: int, loss: float) -> None:
+            log(progress.step, loss=loss, lr=learning_rate(progress.step - 1, steps, self.settings))
             if progress.step < steps:  # the last one is drawn with its epoch
                 bar(progress.step, steps, f"loss {loss:.3f}{note}", title(progress.epoch + 1))
 
@@ -193,6 +198,7 @@ class _Fitting:
             if self.settings.eval_split == "val":  # only what is called validation is looked at before the end
                 record["val"] = self._evaluate(validation).value
                 note = f", val {record['val']:.3f}"
+            log(progress.step, epoch=progress.epoch, mean_loss=record["loss"], val=record.get("val"))
             self._write_metrics(progress)
             steps = progress.step // progress.epoch * epochs
             bar(progress.step, steps, f"loss {record['loss']:.3f}{note}", title(progress.epoch))
@@ -218,6 +224,8 @@ class _Fitting:
         final = self._evaluate(validation) if self.eval_pictures is not None else None
         if self.fabric.is_global_zero:
             self._write(tensors, progress, final, spent)
+        log(progress.step, final=final.value if final else None)
+        log.end()
         self.fabric.barrier()
         return Run(self.out, self.model.backbone, evaluation=final)
 
