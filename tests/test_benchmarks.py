@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_backbones import random_backbone, random_images
 
 from vitgraft import build
 from vitgraft.backbones import ViT
@@ -20,6 +19,7 @@ from vitgraft.common.errors import RequestError
 from vitgraft.data import Pictures
 from vitgraft.data.pictures import open_picture
 from vitgraft.engine import cost
+from vitgraft.testing.backbones import random_backbone, random_images
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks is no part of the package

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers_backbones import FAMILIES, random_backbone, random_images
 from timm.layers import GatedMlp, GluMlp
 from torch import nn
 
@@ -14,6 +13,7 @@ from vitgraft.backbones.base import drop_path
 from vitgraft.common.errors import RequestError
 from vitgraft.kernels.linear import Change
 from vitgraft.method import Method
+from vitgraft.testing.backbones import FAMILIES, random_backbone, random_images
 
 
 class Trains(Method):

@@ -9,7 +9,6 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from helpers_backbones import random_backbone
 from torch import nn
 
 from vitgraft import methods
@@ -17,6 +16,7 @@ from vitgraft.commands import cli
 from vitgraft.kernels.linear import Change
 from vitgraft.method import Method
 from vitgraft.pages.catalogue import VIT_B16, attached, shape_of
+from vitgraft.testing.backbones import random_backbone
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the figures are no part of the package

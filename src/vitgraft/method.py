@@ -38,6 +38,8 @@ class Method(nn.Module):
     published: ClassVar[str] = ""  # the published number with its protocol
     needs: ClassVar[str] = ""  # the package without which it cannot be attached, and the extra of ours that brings it
     keeps: ClassVar[float] = 0.6  # budget: bytes kept for backward, as a share of what timm's model keeps, all trained
+    # Why a method that only adds does not begin as the frozen backbone; empty where it does.
+    starts_elsewhere: ClassVar[str] = ""
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}  # argument -> the words that it takes
     dense: ClassVar[dict[str, Any]] = {}  # arguments whose default differs in the dense tasks
     together: ClassVar[dict[str, Any]] = {}  # arguments whose default differs beside another method

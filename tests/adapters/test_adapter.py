@@ -11,7 +11,6 @@ from dataclasses import asdict
 import pytest
 import timm
 import torch
-from helpers_backbones import random_backbone, random_images
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -23,6 +22,7 @@ from vitgraft.common.errors import RequestError
 from vitgraft.common.settings import Settings
 from vitgraft.engine import cost
 from vitgraft.model import build
+from vitgraft.testing.backbones import random_backbone, random_images
 
 
 class Trap:

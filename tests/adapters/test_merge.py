@@ -14,9 +14,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from helpers_backbones import FAMILIES, GRIDS, random_backbone, random_images, random_vit, vit_arguments
 from helpers_cli import CLASSES, call, environment, fit
-from helpers_methods import every_variant, header_of, model_of, shaken
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -26,6 +24,8 @@ from vitgraft.adapters import file as adapter
 from vitgraft.adapters.merge import export, merge, unmerge
 from vitgraft.backbones import stored, weights
 from vitgraft.common.errors import RequestError, WorkError
+from vitgraft.testing.backbones import FAMILIES, GRIDS, random_backbone, random_images, random_vit, vit_arguments
+from vitgraft.testing.methods import every_variant, header_of, model_of, shaken
 
 
 def model_for(variant, backbone):

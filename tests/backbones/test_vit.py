@@ -5,12 +5,12 @@ import re
 import pytest
 import timm
 import torch
-from helpers_backbones import random_backbone, random_images, random_vit, vit_arguments
 
 from vitgraft import Backbone
 from vitgraft.backbones import weights
 from vitgraft.backbones.architectures import skeleton
 from vitgraft.common.errors import RequestError
+from vitgraft.testing.backbones import random_backbone, random_images, random_vit, vit_arguments
 
 GRIDS = [(4, 4), (3, 5), (7, 7), (1, 2)]
 

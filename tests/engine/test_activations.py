@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from helpers_backbones import random_backbone, random_images
 from lightning_fabric import Fabric
 
 from vitgraft.common.settings import Settings
 from vitgraft.data.batch import Batch
 from vitgraft.engine.activations import MemoryStore, activation_store, fill, recall
 from vitgraft.model import build
+from vitgraft.testing.backbones import random_backbone, random_images
 
 
 @pytest.fixture

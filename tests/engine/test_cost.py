@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_backbones import random_backbone, random_images
 from torch import nn
 
 from vitgraft.engine import cost
 from vitgraft.model import Model, build
 from vitgraft.pages import catalogue
+from vitgraft.testing.backbones import random_backbone, random_images
 
 
 def test_parameters(cls):

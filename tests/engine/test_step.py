@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from helpers_backbones import random_backbone
 from lightning_fabric import Fabric
 
 from vitgraft import build
 from vitgraft.engine.step import WARM, Step
+from vitgraft.testing.backbones import random_backbone
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 

@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 import torch
-from helpers_backbones import random_backbone
 from helpers_heads import CHANNELS, CLASSES, check_gradients, features, made, objects, one_of, parameters, shaken
 from transformers.models.mask2former import modeling_mask2former as theirs
 
@@ -12,6 +11,7 @@ from vitgraft import build
 from vitgraft.common.errors import RequestError
 from vitgraft.heads import query
 from vitgraft.heads.query import Queries
+from vitgraft.testing.backbones import random_backbone
 
 SMALL = {"queries": 12, "blocks": 2, "mlp": 48}
 SIZES = [(64, 96), (50, 70)]

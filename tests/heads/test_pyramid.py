@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers_backbones import random_backbone, random_images
 from helpers_heads import check_gradients, features, made, objects, parameters, shaken
 
 from vitgraft import build, heads
@@ -12,6 +11,7 @@ from vitgraft.common.settings import WHOLE
 from vitgraft.contacts import Contacts
 from vitgraft.features import Activations, Features
 from vitgraft.heads.pyramid import Beside, Mix, Pyramid
+from vitgraft.testing.backbones import random_backbone, random_images
 
 ALONE = Activations(torch.zeros(0), [])  # no other block is read
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers_backbones import random_backbone, random_images
 
 from vitgraft import build
 from vitgraft.kernels.bottleneck import widen
 from vitgraft.kernels.linear import Change
 from vitgraft.methods.consolidator import Grouped, columns
 from vitgraft.methods.lora import LowRank
+from vitgraft.testing.backbones import random_backbone, random_images
 
 B, T, IN, OUT = 3, 5, 48, 144
 EXACT = {"rtol": 1e-9, "atol": 1e-9}

@@ -5,11 +5,11 @@ import gc
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers_backbones import random_backbone, random_images
 
 from vitgraft import build
 from vitgraft.engine import cost
 from vitgraft.kernels.recompute import recomputed, recomputing, watched
+from vitgraft.testing.backbones import random_backbone, random_images
 
 
 def mlp(x, W):

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers_backbones import random_backbone, random_images
 
 from vitgraft import methods
 from vitgraft.common.errors import RequestError
@@ -14,6 +13,7 @@ from vitgraft.contacts import Contacts
 from vitgraft.kernels.batchnorm import BatchNorm
 from vitgraft.methods.hst import SideBlock, Stage
 from vitgraft.model import build
+from vitgraft.testing.backbones import random_backbone, random_images
 
 
 def filled(module, seed=0):

@@ -7,9 +7,7 @@ import sys
 
 import pytest
 import torch
-from helpers_backbones import random_backbone, random_images
 from helpers_cli import call, environment, fit, result_of
-from helpers_methods import header_of, shaken, steps
 
 from vitgraft import methods
 from vitgraft.adapters import file as adapter
@@ -17,6 +15,8 @@ from vitgraft.adapters.merge import merge
 from vitgraft.common.errors import RequestError
 from vitgraft.model import build
 from vitgraft.pages import catalogue
+from vitgraft.testing.backbones import random_backbone, random_images
+from vitgraft.testing.methods import header_of, shaken, steps
 
 peft = pytest.importorskip("peft", reason="the optional package peft is not installed")
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from helpers_backbones import random_backbone, random_images, random_vit
 
 from vitgraft.methods.sct import class_aware_scores
 from vitgraft.model import build
+from vitgraft.testing.backbones import random_backbone, random_images, random_vit
 
 LABELS = torch.tensor([2, 0, 2, 2, 0, 7, 2])
 every_mode = pytest.mark.parametrize("mode", ["attn", "mlp", "qkv"])

@@ -6,7 +6,6 @@ import os
 import numpy as np
 import pytest
 import torch
-from helpers_backbones import random_backbone
 from helpers_cli import adapter_of, call, free_port, make_backbone, metrics_of, result_of, same, start
 from PIL import Image
 from torch import nn
@@ -19,6 +18,7 @@ from vitgraft.data.segmentations import sample
 from vitgraft.engine import devices
 from vitgraft.model import build
 from vitgraft.tasks.segment import highest, windows
+from vitgraft.testing.backbones import random_backbone
 
 CLASSES = ("box", "disc")
 RCNN = {"width": 8, "hidden": 12, "samples": 16, "proposals": 20}

@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers_backbones import random_backbone
 from helpers_cli import adapter_of, call, make_backbone, result_of
 from PIL import Image
 
@@ -14,6 +13,7 @@ import vitgraft
 from vitgraft import build
 from vitgraft.features import Features
 from vitgraft.heads.regress import Regress
+from vitgraft.testing.backbones import random_backbone
 
 
 @pytest.fixture(scope="module")

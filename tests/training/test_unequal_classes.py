@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from helpers_backbones import random_backbone
 from helpers_cli import call, make_backbone, make_pictures, result_of
 
 from vitgraft.common.errors import RequestError
@@ -10,6 +9,7 @@ from vitgraft.common.settings import Settings
 from vitgraft.engine.devices import fabric, kind_of
 from vitgraft.features import Features
 from vitgraft.model import build
+from vitgraft.testing.backbones import random_backbone
 
 
 def test_balanced_every_class_counts_alike():

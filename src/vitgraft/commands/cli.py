@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
 from .. import __version__
+from ..common import plugins
 from ..common.errors import RequestError, VitgraftError, WorkError, near_misses
 from ..common.settings import BACKBONE, DENSE, DENSE_METHOD, METHOD, WHOLE, Settings
 from . import config
@@ -34,6 +35,13 @@ class Parser(argparse.ArgumentParser):
 def parser(method: type[Method] | None = None, *, with_bench: bool = False) -> argparse.ArgumentParser:
     """All commands; `fit` has the options of `method` too, if one is given, and `bench` its own if they are wanted."""
     main = Parser(prog="vitgraft", description="Adapt one frozen, pre-trained Vision Transformer to your own pictures.")
+    main.add_argument(
+        "--plugin",
+        action="append",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="a file of Python with a method, head, task or layout of your own; may stand anywhere, and more than once",
+    )
     main.add_argument("--version", action="version", version=f"vitgraft {__version__}")
     commands = main.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     _fit_parser(commands, method)
@@ -186,9 +194,24 @@ def _run_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="JSON on standard output")
 
 
+def _without_plugins(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words without those of --plugin, which may stand before or behind any command; and the files it names."""
+    kept, files, rest = [], [], iter(words)
+    for word in rest:
+        if word == "--plugin":
+            files.append(next(rest, ""))
+        elif word.startswith("--plugin="):
+            files.append(word.partition("=")[2])
+        else:
+            kept.append(word)
+    return kept, files
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command; a word that nobody knows is a RequestError."""
     words = sys.argv[1:] if arguments is None else list(arguments)
+    words, files = _without_plugins(words)
+    plugins.add(*files)
     file = config.file_of(words)
     options = config.read(file) if file else {}
 

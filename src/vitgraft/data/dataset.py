@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import RequestError, near_misses
+from . import outside
 from .folders import folders_in, some
 from .layouts import LAYOUTS, Found, recognise
 
@@ -82,6 +83,8 @@ def read(
         )
     check_data_folder(root)
     known = tuple(classes) if classes is not None else None
+    if (other := outside.read(root, "classify", seed=seed, classes=known)) is not None:
+        return other
     try:
         notes: list[str] = []
         found = recognise(root, seed, val_share, known, notes)

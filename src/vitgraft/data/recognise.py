@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..common.errors import RequestError, near_misses
 from ..common.settings import DENSE, WHOLE
-from . import coco, masks, several, voc, yolo
+from . import coco, masks, outside, several, voc, yolo
 from .dataset import check_data_folder
 from .folders import unwrapped
 from .truth import DenseSet, Problem, refuse
@@ -29,6 +29,8 @@ def recognise(root: str | os.PathLike[str]) -> str:
     """
     root = Path(root).expanduser()
     check_data_folder(root)
+    if task := outside.recognise(root):
+        return task
     root = unwrapped(root, [])
     found = []
     if masks.has_masks(root):
@@ -63,7 +65,7 @@ def survey(
             f"task {task!r} was asked for, but there are {', '.join(TASKS)}; take one.{near_misses(task, TASKS)}"
         )
     problems: list[Problem] = []
-    data = _read(root, task, classes, problems, seed)
+    data = outside.read(root, task, seed=seed, classes=classes) or _read(root, task, classes, problems, seed)
     if classes is None and not problems and (fault := _nothing_to_train_on(data)):
         problems.append(Problem(data.root, "", f"it was to be trained on, but {fault}", fatal=True))
     return data, problems

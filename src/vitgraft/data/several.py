@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import RequestError, near_misses
-from . import tables
+from . import outside, tables
 from .dataset import DataSet, Split, check_data_folder
 from .folders import held_out, of_splits, same_form, some, unwrapped
 from .layouts import LISTS, has_classes, parsed_line, read_class_names
@@ -66,6 +66,8 @@ def read(
     """
     root = Path(root).expanduser()
     check_data_folder(root)
+    if (other := outside.read(root, task, seed=seed, classes=classes)) is not None:
+        return other
     notes: list[str] = []
     lists = of_splits(root, {name: split for name, split in LISTS.items() if (root / name).is_file()})
     if lists:

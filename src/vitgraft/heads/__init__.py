@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..common import plugins
 from ..common.errors import RequestError, near_misses
 
 if TYPE_CHECKING:
@@ -29,22 +30,47 @@ HEADS: dict[str, dict[str, str]] = {
 
 
 def names(task: str) -> list[str]:
-    """The heads of a task, its default first."""
-    return list(HEADS[task])
+    """The heads of a task, its default first; those from outside last."""
+    return [*HEADS.get(task, ()), *_outside(task)]
+
+
+def tasks() -> list[str]:
+    """The tasks that there are heads for."""
+    return list(dict.fromkeys([*HEADS, *(task for cls in _classes_outside().values() for task in cls.tasks)]))
+
+
+def _classes_outside() -> dict[str, type[Any]]:
+    """The heads from outside by name: classes that say their `tasks` and how many maps they read, `levels`."""
+    return {
+        module.__name__.rpartition(".")[2]: cls
+        for module in plugins.modules()
+        for cls in vars(module).values()
+        if isinstance(cls, type)
+        and cls.__module__ == module.__name__
+        and hasattr(cls, "tasks")
+        and hasattr(cls, "levels")
+    }
+
+
+def _outside(task: str) -> dict[str, type[Any]]:
+    return {name: cls for name, cls in _classes_outside().items() if task in cls.tasks}
 
 
 def find(task: str, name: str) -> type[Any]:
     """The class of a head by its task and name; RequestError with the near misses if there is none."""
-    if task not in HEADS:
+    if task not in tasks():
         raise RequestError(
-            f"There is no task {task!r}: there are {', '.join(HEADS)}; choose one of these.{near_misses(task, HEADS)}"
+            f"There is no task {task!r}: there are {', '.join(tasks())}; choose one of these."
+            f"{near_misses(task, tasks())}"
         )
-    if name not in HEADS[task]:
-        owners = [f"{name!r} belongs to the task {other}; " for other in HEADS if name in HEADS[other]]
+    if name not in names(task):
+        owners = [f"{name!r} belongs to the task {other}; " for other in tasks() if name in names(other)]
         raise RequestError(
-            f"There is no head {name!r} for the task {task}: {''.join(owners)}there are {', '.join(HEADS[task])}; "
-            f"choose one of these.{near_misses(name, HEADS[task])}"
+            f"There is no head {name!r} for the task {task}: {''.join(owners)}there are {', '.join(names(task))}; "
+            f"choose one of these.{near_misses(name, names(task))}"
         )
+    if name in (outside := _outside(task)):
+        return outside[name]
     file, _, cls = HEADS[task][name].partition(".")
     return getattr(importlib.import_module(f".{file}", __name__), cls)
 

@@ -11,8 +11,8 @@ from ..method import Method
 
 
 def names() -> list[str]:
-    """The methods that exist: the files of `methods/`."""
-    return plugins.names(__name__)
+    """The methods that exist: the files of `methods/`, and those from outside."""
+    return plugins.names(__name__, Method)
 
 
 def find(name: str) -> type[Method]:

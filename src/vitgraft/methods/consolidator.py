@@ -44,6 +44,7 @@ class Consolidator(Method):
 
     title = "Consolidator"
     paper = "Hao et al. 2023, arXiv 2305.00603"
+    starts_elsewhere = "branches start within 1e-3 of zero (released code)"
     published = "VTAB-1k 76.5 (mean of groups, ViT-B/16 IN-21k, best epoch on test; table 1)"
     choices = {"originals": ("bias", "norm")}
     variants = (

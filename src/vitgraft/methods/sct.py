@@ -38,6 +38,7 @@ class SCT(Method):
 
     title = "SCT, salient channel tuning"
     paper = "Zhao et al. 2023, arXiv 2309.08513"
+    starts_elsewhere = "W starts at a truncated normal of 0.02 (released code)"
     published = "VTAB-1k 73.6 (mean of 19, ViT-B/16 IN-21k, augmentation on 11 tasks, best epoch on test)"
     choices = {"mode": ("attn", "mlp", "qkv")}
     variants = ({"mode": "mlp", "scale": 0.5}, {"mode": "qkv", "scale": 0.5, "scale_x": True})

@@ -26,6 +26,7 @@ class SSF(Method):
 
     title = "SSF, scaling and shifting features"
     paper = "Lian et al. 2022, arXiv 2210.08823"
+    starts_elsewhere = "scale and shift start at a normal of 0.02 (released code)"
     published = "VTAB-1k 73.1 (mean of 19, ViT-B/16 AugReg IN-21k; table 1)"
     keeps = 1.13
 

@@ -9,8 +9,8 @@ _SHARED = ("base", "dense", "whole")
 
 
 def names() -> list[str]:
-    """The tasks that exist: the files of this folder."""
-    return [name for name in plugins.names(__name__) if name not in _SHARED]
+    """The tasks that exist: the files of this folder, and those from outside."""
+    return [name for name in plugins.names(__name__, Task) if name not in _SHARED]
 
 
 def find(name: str) -> Task:

@@ -1,22 +1,37 @@
 """Every method in every form, attached, shaken and trained a little."""
 
+import json
+import os
+import re
+from functools import cache
+from typing import Any
+
 import pytest
 import torch
-from helpers_backbones import REFUSED, random_images
 
 from vitgraft import methods
+from vitgraft.common.errors import RequestError
 from vitgraft.model import build
+from vitgraft.testing.backbones import REFUSED, random_backbone, random_images
 
 CLASSES = 5
 
 
-TOGETHER = [
+Variant = tuple[str, dict[str, Any]]
+
+# Methods that are tried alone: those of one file, for whoever has written it.
+VARIABLE = "VITGRAFT_TESTED"
+TESTED = os.environ.get(VARIABLE, "").split()
+TOGETHER: list[Variant] = [
     ("hst+lora", {}),
     ("consolidator+lst", {}),
     ("convpass+vpt", {}),
     ("bitfit+repadapter", {}),
 ]
-VARIANTS = [(name, form) for name in methods.names() for form in ({}, *methods.find(name).variants)] + TOGETHER
+VARIANTS: list[Variant] = [
+    *((name, form) for name in TESTED or methods.names() for form in ({}, *methods.find(name).variants)),
+    *([] if TESTED else TOGETHER),
+]
 
 
 def variant_id(variant):
@@ -25,9 +40,21 @@ def variant_id(variant):
 
 
 def refusal(variant, family):
-    """What is said where this family of backbones refuses the method, "" where it does not."""
+    """What is said where this family of backbones refuses the method, "" where it does not. Of those of the package it
+    is known; one's own may refuse what it likes, in a sentence."""
+    if TESTED:
+        return _refused(variant[0], json.dumps(variant[1]), family)
     said = REFUSED.get(family, {})
     return said.get(variant_id(variant)) or next((said[one] for one in variant[0].split("+") if one in said), "")
+
+
+@cache
+def _refused(name, arguments, family):
+    try:
+        model_of((name, json.loads(arguments)), random_backbone(family))
+    except RequestError as error:
+        return re.escape(str(error))
+    return ""
 
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
