@@ -8,8 +8,9 @@ pytest.importorskip("sklearn", reason="scikit-learn carries the digits")
 
 
 @pytest.fixture
-def small(monkeypatch, cls):
+def small(monkeypatch, cls, tmp_path):
     monkeypatch.setattr(demo.Backbone, "load", lambda name, say: cls)
+    monkeypatch.setenv("VITGRAFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(demo, "EPOCHS", 1)
     monkeypatch.setattr(demo, "PICTURES", {"train": 32, "test": 16})
 
@@ -26,8 +27,32 @@ def test_it_leaves_adapters_and_a_page(small, tmp_path, capsys):
     assert str(out / "index.html") in printed
 
 
+def test_the_second_task_finds_what_the_first_has_kept(small, tmp_path, cls, monkeypatch):
+    passed = []
+    forward = type(cls).forward
+
+    def counted(self, images, *more, **options):
+        passed.append(len(images))
+        return forward(self, images, *more, **options)
+
+    monkeypatch.setattr(type(cls), "forward", counted)
+
+    def pictures():
+        """That have passed the backbone since, beside those that only say how large things are."""
+        count = sum(n for n in passed if n > 8)
+        passed.clear()
+        return count
+
+    demo.demo(tmp_path / "one", quiet=True)
+    assert 2 * 48 <= pictures() < 3 * 48, "once for each method, not for each task too"
+    demo.demo(tmp_path / "two", quiet=True)
+    assert pictures() == 0
+
+
 def test_a_folder_with_content_is_left_alone(small, tmp_path, capsys):
-    (tmp_path / "mine.txt").touch()
-    assert cli.main(["demo", "--out", str(tmp_path)]) == 2
+    folder = tmp_path / "full"
+    folder.mkdir()
+    (folder / "mine.txt").touch()
+    assert cli.main(["demo", "--out", str(folder)]) == 2
     assert "already holds something" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]

@@ -1,7 +1,8 @@
 """Small real tasks for the demo and for tests, drawn from the 1,797 handwritten digits that scikit-learn carries.
 
-A task is a row of `TASKS`: its classes, and a function that arranges digits on a sheet for one class. Positions and
-sides are fractions of the sheet, so a task looks the same at any size. Train and test never share a handwritten digit.
+A picture is a sheet with one digit in one of 16 cells; a task asks one of two questions about it. Both tasks have the
+same pictures, byte for byte, so that what a frozen backbone makes of them serves both. Train and test never share a
+handwritten digit.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ TRAIN_SHARE = 2 / 3  # of the handwritten digits; the others are for testing
 
 @dataclass(frozen=True)
 class Glyph:
-    """One digit on the sheet: its value, centre, and side of its square."""
+    """One digit on the sheet: its value, its cell (0 to 15, row by row), centre and side as shares of the sheet's."""
 
     value: int
+    cell: int
     x: float
     y: float
     side: float
@@ -35,28 +37,32 @@ class Glyph:
 
 @dataclass(frozen=True)
 class Task:
-    """What a picture's class means, and how digits are arranged for a class."""
+    """What is asked of a picture: its class is one of the names."""
 
     about: str
     classes: tuple[str, ...]
-    arrange: Callable[[Generator, int], list[Glyph]]
-
-
-def _one(rng: Generator, label: int) -> list[Glyph]:
-    x, y = rng.uniform(0.46, 0.54, 2)
-    return [Glyph(label, x, y, rng.uniform(0.72, 0.88))]
-
-
-def _place(rng: Generator, label: int) -> list[Glyph]:
-    row, column = divmod(label, 4)
-    inner = 0.15 + 0.7 * (np.array([column, row]) + rng.uniform(0.1, 0.9, 2)) / 4
-    return [Glyph(int(rng.integers(10)), inner[0], inner[1], 0.28)]
+    answer: Callable[[Glyph], int]
 
 
 TASKS = {
-    "digits": Task("which digit it is", tuple("0123456789"), _one),
-    "place": Task("which cell of a 4x4 grid the digit is in", tuple(f"{r}{c}" for r in "abcd" for c in "1234"), _place),
+    "digits": Task("which digit it is", tuple("0123456789"), lambda glyph: glyph.value),
+    "place": Task(
+        "which cell of a 4x4 grid the digit is in",
+        tuple(f"{r}{c}" for r in "abcd" for c in "1234"),
+        lambda glyph: glyph.cell,
+    ),
 }
+
+
+def _glyphs(rng: Generator, count: int) -> list[Glyph]:
+    """So many digits in cells; each digit and each cell equally often, and neither tells anything of the other."""
+    values, cells = (rng.permutation(np.arange(count) % n) for n in (10, 16))
+    found = []
+    for value, cell in zip(values.tolist(), cells.tolist(), strict=True):
+        row, column = divmod(cell, 4)
+        x, y = 0.15 + 0.7 * (np.array([column, row]) + rng.uniform(0.1, 0.9, 2)) / 4
+        found.append(Glyph(value, cell, x, y, 0.28))
+    return found
 
 
 def write(
@@ -64,8 +70,8 @@ def write(
 ) -> tuple[str, ...]:
     """Write a task as `root/<split>/<class>/<nnnn>.png`, `size` pixels square, and return its classes.
 
-    The classes take turns, so they are balanced; the same arguments give the same pictures. `root` comes into being
-    complete or not at all. Raises RequestError for an unknown task, fewer pictures than classes, a folder that already
+    The classes are balanced; the same arguments give the same pictures, for each task. `root` comes into being complete
+    or not at all. Raises RequestError for an unknown task, fewer pictures than classes, a folder that already
     holds something, or where scikit-learn is missing.
     """
     root = Path(root)
@@ -87,10 +93,9 @@ def write(
                 (folder / name).mkdir(parents=True)
             rng = np.random.default_rng([seed, number])
             hand = _Hand(_handwriting(seed)[split], rng)
-            for index in range(count):
-                label = index % len(classes)
-                picture = _draw(TASKS[task].arrange(rng, label), hand, size, rng)
-                picture.save(folder / classes[label] / f"{index:04}.png")
+            for index, glyph in enumerate(_glyphs(rng, count)):
+                name = classes[TASKS[task].answer(glyph)]
+                _draw(glyph, hand, size, rng).save(folder / name / f"{index:04}.png")
         os.replace(unfinished, root)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -127,16 +132,15 @@ class _Hand:
         return self.digits[value][self.next[value]]
 
 
-def _draw(glyphs: Sequence[Glyph], hand: _Hand, size: int, rng: Generator) -> Image.Image:
-    """Ink on paper: every digit is smoothed up at twice the size cut to a clear stroke, and scaled down."""
+def _draw(glyph: Glyph, hand: _Hand, size: int, rng: Generator) -> Image.Image:
+    """Ink on paper: the digit is smoothed up at twice the size, cut to a clear stroke, and scaled down."""
     fine = 2 * size
     sheet = Image.new("L", (fine, fine))
-    for glyph in glyphs:
-        side = round(glyph.side * fine)
-        smooth = Image.fromarray(np.pad(hand(glyph.value), 1).astype(np.float32))
-        smooth = smooth.resize((side, side), Image.Resampling.BICUBIC)
-        stroke = Image.fromarray((255 * np.clip((np.asarray(smooth) - 0.3) / 0.3, 0, 1)).astype(np.uint8))
-        sheet.paste(255, (round(glyph.x * fine - side / 2), round(glyph.y * fine - side / 2)), stroke)
+    side = round(glyph.side * fine)
+    smooth = Image.fromarray(np.pad(hand(glyph.value), 1).astype(np.float32))
+    smooth = smooth.resize((side, side), Image.Resampling.BICUBIC)
+    stroke = Image.fromarray((255 * np.clip((np.asarray(smooth) - 0.3) / 0.3, 0, 1)).astype(np.uint8))
+    sheet.paste(255, (round(glyph.x * fine - side / 2), round(glyph.y * fine - side / 2)), stroke)
     cover = np.asarray(sheet.resize((size, size), Image.Resampling.BOX))[..., None] / 255
     ink = np.array(INKS[rng.integers(len(INKS))]) + rng.uniform(-8, 8, 3)
     paper = np.array(PAPER) + rng.uniform(-6, 6)
