@@ -6,6 +6,7 @@ VITGRAFT_FUZZ=2000 pytest tests/data/test_fuzz.py      # so many inputs for each
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import tempfile
@@ -16,6 +17,7 @@ import pytest
 from helpers_dense import noise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from test_as_people_bring_it import XML, coco_of
 
 from vitgraft.common.errors import VitgraftError
@@ -120,6 +122,36 @@ def test_coco(picture, data):
     pictures = {"images/train/0.png": None, "images/train/1.png": None}
     with folder(picture, {**pictures, "instances_train.json": text}) as root:
         read(Path(root))
+
+
+PANOPTIC = {
+    "images": [{"id": 1, "file_name": "0.png", "height": 40, "width": 60}],
+    "annotations": [
+        {"image_id": 1, "file_name": "0.png", "segments_info": [{"id": 1, "category_id": 3, "iscrowd": 0}] * 2}
+    ],
+    "categories": [{"id": 3, "name": "cat", "isthing": 1}, {"id": 4, "name": "sky", "isthing": 0}],
+}
+
+
+@pytest.mark.parametrize("way", [place for place in places(PANOPTIC) if place], ids=str)
+def test_every_value_of_a_panoptic_file_is_replaced_by_every_odd_one(picture, way):
+    segments = io.BytesIO()
+    Image.new("RGB", (60, 40), (1, 0, 0)).save(segments, "PNG")
+    for value in ODD:
+        content = copy.deepcopy(PANOPTIC)
+        node: Any = content
+        for key in way[:-1]:
+            node = node[key]
+        node[way[-1]] = value
+        files = {"train/0.png": None, "annotations/panoptic_train/0.png": segments.getvalue()}
+        with folder(picture, {**files, "annotations/panoptic_train.json": json.dumps(content).encode()}) as root:
+            said = []
+            for task in ("segment", "instance"):
+                try:
+                    said += check(root, task).problems
+                except VitgraftError as error:
+                    said.append(error)
+            assert all("\n" not in str(each) for each in said)
 
 
 number = st.one_of(

@@ -25,13 +25,13 @@ CONTRADICTS = "# boxes contradict their polygons (they share less than half of t
 NO_BOX = "# objects had no box, which was taken from their polygons"
 
 
-class _File(NamedTuple):
+class File(NamedTuple):
     path: Path
     split: str | None
     name: str  # of its split's folder, as it is written: "train2017"
 
 
-def coco_files(root: Path) -> list[_File]:
+def coco_files(root: Path) -> list[File]:
     """The annotation files of `root`; [] where it is no COCO data set.
 
     In the first folder that has some, those called instances_SPLIT.json alone, else every JSON file of that form.
@@ -39,16 +39,16 @@ def coco_files(root: Path) -> list[_File]:
     for folder in (root, root / "annotations", *folders_in(root)):
         files = [file for file in files_in(folder) if file.suffix.lower() == ".json"] if folder.is_dir() else []
         named = [file for file in files if _FILE.fullmatch(file.name)]
-        found = [_File(file, *_split_of(file)) for file in named or files if named or _is_coco(file)]
+        found = [File(file, *split_named(file)) for file in named or files if named or _is_coco(file)]
         if folder.parent == root and folder.name != "annotations" and found:  # SPLIT/_annotations.coco.json
             beside = (file for other in folders_in(root) if other != folder for file in files_in(other))
-            found += [_File(f, *_split_of(f)) for f in beside if f.suffix.lower() == ".json" and _is_coco(f)]
+            found += [File(f, *split_named(f)) for f in beside if f.suffix.lower() == ".json" and _is_coco(f)]
         if found:
             return sorted(found, key=lambda file: (SPLITS.index(file.split) if file.split else len(SPLITS), file.path))
     return []
 
 
-def _split_of(file: Path) -> tuple[str | None, str]:
+def split_named(file: Path) -> tuple[str | None, str]:
     """The split that a file's name says, or its folder's."""
     match = _FILE.fullmatch(file.name)
     words = [match[1]] if match else [file.stem, *re.split(r"[-_. ]", file.stem)]
@@ -59,13 +59,20 @@ def _is_coco(file: Path) -> bool:
     if file.stat().st_size > LARGE:
         return False
     try:
-        content = _parsed(file)
+        content = parsed(file)
     except Fault:
         return False
-    return isinstance(content, dict) and all(isinstance(content.get(key), list) for key in KEYS)
+    lists = isinstance(content, dict) and all(isinstance(content.get(key), list) for key in KEYS)
+    return lists and not is_panoptic(content)
 
 
-def _parsed(file: Path) -> Any:
+def is_panoptic(content: Any) -> bool:
+    """Whether the annotations of a JSON file are of whole pictures, in the segments of a PNG each."""
+    rows = content.get("annotations") if isinstance(content, dict) else None
+    return isinstance(rows, list) and bool(rows) and isinstance(rows[0], dict) and "segments_info" in rows[0]
+
+
+def parsed(file: Path) -> Any:
     """What a JSON file holds; `Fault` where it is none."""
     told = file.stat()
     return (_kept if told.st_size <= SMALL else _kept.__wrapped__)(file, told.st_mtime_ns)
@@ -95,39 +102,39 @@ def read_coco(
     contents = []
     for file in files:
         try:
-            contents.append(_load(file))
+            contents.append(load(file))
         except Fault as fault:
             problems.append(Problem(file.path, "", str(fault), fatal=True))
     names = _names(root, contents, problems, notes)
     known, tally = classes or names, Tally()
     found: dict[str | None, list[Entry]] = {}
-    index = _Index(root)
+    index = Index(root)
     for content in contents:
-        entries = _pictures(index, content, problems)
+        entries = pictures_of(index, content, problems)
         _objects(content, entries, known, task == "instance", problems, tally)
         found.setdefault(content.file.split, []).extend(entries.values())
     how = "COCO annotations " + ", ".join(content.file.path.name for content in contents)
     return gathered(root, task, known, found, how, problems, notes, tally, seed)
 
 
-class _Content(NamedTuple):
-    file: _File
+class Content(NamedTuple):
+    file: File
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     names: dict[str, str]  # of the categories, by id in ascending order
     above: set[str]  # names that are the supercategory of another
 
 
-def _key(value: Any) -> str:
+def key_of(value: Any) -> str:
     """An id as a text: 7, "7" and 7.0 are the same."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip()
 
 
-def _load(file: _File) -> _Content:
+def load(file: File) -> Content:
     """An annotation file; raises `Fault` where it is none."""
-    content = _parsed(file.path)
+    content = parsed(file.path)
     parts: list[Any] = [content.get(key) if isinstance(content, dict) else None for key in KEYS]
     for part in parts:
         if not isinstance(part, list) or not all(isinstance(entry, dict) for entry in part):
@@ -135,16 +142,16 @@ def _load(file: _File) -> _Content:
     images, annotations, categories = parts
     pairs = [(category.get("id"), category.get("name")) for category in categories]
     typed = all(type(key) in (int, str, float) and isinstance(name, str) and name.strip() for key, name in pairs)
-    if not typed or not len(pairs) == len({_key(key) for key, _ in pairs}) > 0:
+    if not typed or not len(pairs) == len({key_of(key) for key, _ in pairs}) > 0:
         raise Fault(f"it has {len(pairs)} categories, each of which needs an id and a name of its own; correct them")
-    numbers = all(_key(key).lstrip("-").isdecimal() for key, _ in pairs)
-    order = sorted(pairs, key=lambda pair: int(_key(pair[0])) if numbers else _key(pair[0]))
+    numbers = all(key_of(key).lstrip("-").isdecimal() for key, _ in pairs)
+    order = sorted(pairs, key=lambda pair: int(key_of(pair[0])) if numbers else key_of(pair[0]))
     above = {str(category.get("supercategory")) for category in categories if category.get("supercategory")}
-    names = {_key(key): same_form(name.strip()) for key, name in order}
-    return _Content(file, images, annotations, names, above)
+    names = {key_of(key): same_form(name.strip()) for key, name in order}
+    return Content(file, images, annotations, names, above)
 
 
-def _names(root: Path, contents: Sequence[_Content], problems: list[Problem], notes: list[str]) -> tuple[str, ...]:
+def _names(root: Path, contents: Sequence[Content], problems: list[Problem], notes: list[str]) -> tuple[str, ...]:
     """The classes in the order of their ids in the first file; those of classes.txt must be the same."""
     names: dict[str, bool] = {}  # whether an object has it
     for content in contents:
@@ -176,19 +183,19 @@ def _names(root: Path, contents: Sequence[_Content], problems: list[Problem], no
     return found
 
 
-def _used(content: _Content) -> set[str]:
+def _used(content: Content) -> set[str]:
     """The ids of categories that have an object."""
-    return {_key(entry.get("category_id")) for entry in content.annotations} & set(content.names)
+    return {key_of(entry.get("category_id")) for entry in content.annotations} & set(content.names)
 
 
-class _Index:
+class Index:
     """Finds the pictures that annotations name, whatever the folder was where they were written."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._by_name: dict[str, list[Path]] | None = None
 
-    def bases(self, file: _File) -> list[Path]:
+    def bases(self, file: File) -> list[Path]:
         root, name = self.root, file.name
         folders = (file.path.parent, file.path.parent / "images", root / "images" / name, root / name, root / "images")
         return [base for base in dict.fromkeys((*folders, root)) if base.is_dir()]
@@ -209,7 +216,7 @@ class _Index:
         return found[0] if len(found) == 1 else None
 
 
-def _pictures(index: _Index, content: _Content, problems: list[Problem]) -> dict[str, Entry]:
+def pictures_of(index: Index, content: Content, problems: list[Problem]) -> dict[str, Entry]:
     """{image id: its picture} of the images that are there, in the order of the file."""
     bases = index.bases(content.file)
     found: dict[str, Entry] = {}
@@ -219,17 +226,17 @@ def _pictures(index: _Index, content: _Content, problems: list[Problem]) -> dict
             key, file = image.get("id"), image.get("file_name")
             if type(key) not in (int, str, float) or not isinstance(file, str):
                 raise Fault("an image needs an id, a file_name, a height and a width in pixels; add what lacks")
-            if _key(key) in found:
+            if key_of(key) in found:
                 raise Fault(f"the id {key} is that of another image too; give each its own")
             path = index.find(file, bases)
             if path is None:
                 raise Fault(f"its picture {file!r} is in none of {some(map(str, bases))}; add or correct it")
             if path in taken:
                 raise Fault(f"its picture {file!r} is that of another image too; name it once")
-            found[_key(key)] = Entry(path, content.file.path, _size(image) or picture_size(path))
+            found[key_of(key)] = Entry(path, content.file.path, _size(image) or picture_size(path))
             taken.add(path)
         except Fault as fault:
-            problems.append(Problem(content.file.path, _place("image", image, number), str(fault)))
+            problems.append(Problem(content.file.path, place_of("image", image, number), str(fault)))
     if not found:
         sentence = "none of its images is there; add the pictures, or correct it"
         problems.append(Problem(content.file.path, "", sentence, True))
@@ -247,7 +254,7 @@ def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _objects(
-    content: _Content,
+    content: Content,
     entries: Mapping[str, Entry],
     classes: Sequence[str],
     masks: bool,
@@ -255,10 +262,10 @@ def _objects(
     tally: Tally,
 ) -> None:
     """Adds every object, or what is wrong with it, to its picture."""
-    absent = {_key(image.get("id")) for image in content.images} - set(entries)
+    absent = {key_of(image.get("id")) for image in content.images} - set(entries)
     ids: set[str] = set()
     for number, row in enumerate(content.annotations, 1):
-        key, place = _key(row.get("image_id")), _place("annotation", row, number)
+        key, place = key_of(row.get("image_id")), place_of("annotation", row, number)
         if key in absent:
             continue  # its image is a problem already
         if key not in entries:
@@ -268,9 +275,9 @@ def _objects(
             continue
         entry = entries[key]
         try:
-            if row.get("id") is not None and _key(row["id"]) in ids:
+            if row.get("id") is not None and key_of(row["id"]) in ids:
                 raise Fault(f"the id {row['id']} is that of another annotation too; give each its own")
-            ids.add(_key(row.get("id")))
+            ids.add(key_of(row.get("id")))
             entry.rows.append((place, _row(row, content.names, entry.size, classes, masks, tally)))
         except Fault as fault:
             entry.faults.append((place, str(fault)))
@@ -284,7 +291,7 @@ def _row(
     masks: bool,
     tally: Tally,
 ) -> Row:
-    category = _key(entry.get("category_id"))
+    category = key_of(entry.get("category_id"))
     if category not in names:
         raise Fault(
             f"it is of the category {entry.get('category_id')!r}, but the categories are {some(names)}; correct or "
@@ -347,11 +354,11 @@ def _overlap(one: Box, other: Box) -> float:
     return shared / max(sum(areas) - shared, 1e-9)
 
 
-def _place(kind: str, entry: dict[str, Any], number: int) -> str:
+def place_of(kind: str, entry: dict[str, Any], number: int) -> str:
     return f"{kind} {entry['id']}" if "id" in entry else f"{kind} number {number}"
 
 
-def has_segmentations(files: Iterable[_File]) -> bool:
+def has_segmentations(files: Iterable[File]) -> bool:
     """Whether a file has a segmentation that is not empty: run lengths, or a list with something in it."""
     return any(_has_segmentations(file.path) for file in files)
 

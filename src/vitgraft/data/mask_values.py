@@ -202,6 +202,8 @@ def load_mask(path: Path, classes: int, coding: Coding = Coding()) -> np.ndarray
     """
     try:
         with Image.open(path) as image:
+            if coding.segments is not None:
+                return _by_segment(path, segment_ids(image), coding.segments[str(path)])
             if coding.colours is not None:
                 image.load()
                 return _by_colour(path, np.asarray(image.convert("RGB")), coding.colours)
@@ -236,6 +238,28 @@ def _other_value(value: int, pixels: int, classes: int, coding: Coding) -> str:
         known = f"the classes are the values {numbers[0]} and {numbers[1]} alone" if len(numbers) == 2 else known
         known += f", and {some(map(str, ignored), 3)} is ignored" if ignored else ""
     return f"the value is {value}, one of {pixels} such pixels, but {known}; correct the mask, or the classes"
+
+
+def segment_ids(image: Image.Image) -> np.ndarray:
+    """The number of each pixel's segment in a panoptic PNG, int64 [h, w]: R + 256 G + 65,536 B; 0 is of none."""
+    if image.mode in ("L", "P", "I", "1") or image.mode.startswith("I;16"):
+        image.load()
+        return np.asarray(image).astype(np.int64)
+    return (np.asarray(image.convert("RGB")).astype(np.int64) << np.array([0, 8, 16])).sum(axis=-1)
+
+
+def _by_segment(path: Path, ids: np.ndarray, segments: Mapping[int, int]) -> np.ndarray:
+    """Numbers of segments to labels; BadTruth for one that is not listed."""
+    present, place = np.unique(ids, return_inverse=True)
+    table = np.array([IGNORED if number == 0 else segments.get(number, -1) for number in present.tolist()])
+    if (table < 0).any():
+        number = int(present[table < 0][0])
+        y, x = np.argwhere(ids == number)[0]
+        sentence = (
+            f"the segment {number} is not in the JSON that says what the segments are; add it, or correct the PNG"
+        )
+        raise BadTruth(Problem(path, f"x {x}, y {y}", sentence))
+    return table[place.reshape(ids.shape)].astype(np.uint8)
 
 
 def _by_colour(path: Path, array: np.ndarray, colours: Mapping[Rgb, int]) -> np.ndarray:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from ..common.errors import RequestError, near_misses
 from ..common.settings import DENSE, WHOLE
-from . import coco, masks, outside, several, voc, yolo
+from . import coco, masks, outside, panoptic, several, voc, yolo
 from .dataset import check_data_folder
 from .folders import unwrapped
 from .truth import DenseSet, Problem, refuse
 
 TASKS = (*WHOLE, *DENSE)
 LAYOUTS = {
-    "segment": masks.LAYOUT,
+    "segment": f"{masks.LAYOUT}; or COCO's {panoptic.LAYOUT}",
     "detect": f"{coco.LAYOUT}; {voc.LAYOUT}; {yolo.LAYOUT}",
     "instance": f"{coco.LAYOUT}; or YOLO's polygons",
 }
@@ -33,9 +33,11 @@ def recognise(root: str | os.PathLike[str]) -> str:
         return task
     root = unwrapped(root, [])
     found = []
-    if masks.has_masks(root):
+    files = coco.coco_files(root)
+    segments = not files and bool(panoptic.panoptic_files(root))
+    if segments or masks.has_masks(root):
         found.append("segment")
-    if files := coco.coco_files(root):
+    if files:
         found.append("instance" if coco.has_segmentations(files) else "detect")
     elif voc.is_voc(root):
         found.append("detect")
@@ -75,6 +77,8 @@ def _read(root: Path, task: str, classes: tuple[str, ...] | None, problems: list
     notes: list[str] = []
     root = unwrapped(root, notes)
     given = (classes, problems, notes, seed)
+    if panoptic.panoptic_files(root) and (task == "segment" or not coco.coco_files(root)):
+        return panoptic.read_panoptic(root, task, *given)
     if task == "segment" and (masks.has_masks(root) or all((root / inner).is_dir() for inner in ("images", "masks"))):
         return masks.read_masks(root, *given)
     if task != "segment" and coco.coco_files(root):

@@ -16,11 +16,12 @@ IGNORED = 255  # the label of a mask's pixels that belong to no class
 
 @dataclass(frozen=True)
 class Coding:
-    """What the pixels of mask files mean: value or colour -> label, 255 to ignore it. Without either a value is the
-    label."""
+    """What the pixels of mask files mean: value or colour -> label, 255 to ignore it; or by file, the number of a
+    segment -> label. Without any of them a value is the label."""
 
     values: Mapping[int, int] | None = None
     colours: Mapping[tuple[int, int, int], int] | None = None
+    segments: Mapping[str, Mapping[int, int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,15 @@ class DenseSet:
             tuple(path for split in found for path in split.paths),
             tuple(mask for split in found for mask in split.masks),
             tuple(objects for split in found for objects in split.objects),
-            found[0].coding,
+            _joined([split.coding for split in found]),
             tuple(bad for split in found for bad in split.left_out),
         )
+
+
+def _joined(codings: Sequence[Coding]) -> Coding:
+    """That of all splits, which differ in their files' segments alone."""
+    segments = {file: of for coding in codings for file, of in (coding.segments or {}).items()}
+    return replace(codings[0], segments=segments or None)
 
 
 @dataclass(frozen=True)
