@@ -112,7 +112,9 @@ def test_bytes_that_are_no_picture(run, picture):
 
 def test_a_run_tells_what_it_is(run):
     assert f"<Run {run.path}: classify with linear, top-1 accuracy" in repr(run)
-    assert "classify" in run._repr_html_()
+    shown = run._repr_html_()
+    assert all(part in shown for part in ("classify", f"{100 * run.result['value']:.1f}", "report.html"))
+    assert "report.html" not in vitgraft.Run(run.file)._repr_html_(), "an adapter file alone has no page"
 
 
 @pytest.mark.parametrize("ending", [".csv", ".json"])

@@ -33,6 +33,7 @@ from ..engine.devices import fabric
 from ..measures import Evaluation
 from ..measures.accuracy import among
 from ..measures.prediction import Prediction
+from ..pages import report
 from ..tasks.base import Task
 from . import file as adapter
 from .inputs import Inputs, inputs
@@ -154,10 +155,9 @@ class Run:
         return f"<Run {self.path}: {told.get('task')} with {told.get('method')}, {number}>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        from html import escape
-
-        return f"<pre>{escape(repr(self))}</pre>"
+        """What a notebook shows: the head of the run's page."""
+        page = self.path / "report.html"
+        return report.head(self.result, page if page.is_file() else None)
 
     def _answers(
         self, split: Any, settings: Settings, skip_bad: bool, console: Console, ask: Answer

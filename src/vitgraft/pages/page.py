@@ -119,9 +119,14 @@ def style() -> str:
     return resources.files(__package__ or "vitgraft.pages").joinpath("templates/style.css").read_text("utf-8")
 
 
+def rendered(template: str, **data: Any) -> str:
+    """What a template makes of its data."""
+    return _templates().get_template(template).render(data)
+
+
 def write(path: str | Path, template: str, **data: Any) -> None:
     """Writes a page as a whole or not at all; raises WorkError."""
-    write_whole(path, _templates().get_template(template).render(data))
+    write_whole(path, rendered(template, **data))
 
 
 def write_whole(path: str | Path, text: str) -> None:

@@ -37,10 +37,7 @@ def write(
     page.write(
         path,
         "run.html",
-        title=f"{_fitted(result)} on {_data_name(result)}",
-        task=result.get("task", "run"),
-        backbone=(result.get("backbone") or {}).get("name", "a backbone"),
-        trained=_trained(result),
+        **_head(result),
         predict=f"vitgraft predict {run} picture.jpg",
         evaluate=f"vitgraft evaluate {run} DATA",
         **_number(result, evaluation),
@@ -51,6 +48,20 @@ def write(
         facts=_facts_of(result),
         version=(result.get("versions") or {}).get("vitgraft", ""),
     )
+
+
+def head(result: dict[str, Any], page_of_run: Path | None) -> str:
+    """The head of a run's page as a piece of HTML that stands alone, as notebooks show it."""
+    return page.rendered("head.html", **_head(result), **_number(result, None), page=page_of_run)
+
+
+def _head(result: dict[str, Any]) -> dict[str, str]:
+    return {
+        "title": f"{_fitted(result)} on {_data_name(result)}",
+        "task": result.get("task", "run"),
+        "backbone": (result.get("backbone") or {}).get("name", "a backbone"),
+        "trained": _trained(result),
+    }
 
 
 @dataclass(frozen=True)
