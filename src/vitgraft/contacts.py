@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from .common.errors import RequestError, near_misses
-from .kernels.linear import Change
+from .kernels.linear import Change, exact
 
 SUBLAYERS = ("attn", "mlp")
 
@@ -100,7 +100,7 @@ class Contacts(nn.Module):
 
     def train_tensor(self, backbone: Places, name: str) -> None:
         """Trains a copy of the backbone's tensor `name`, starting from its value."""
-        parameter = nn.Parameter(backbone.tensor(name).detach().clone())
+        parameter = nn.Parameter(exact(backbone.tensor(name).detach()).clone())
         self.trained.put(name, parameter)
         self._train(name, parameter)
 

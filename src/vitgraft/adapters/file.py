@@ -26,6 +26,7 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..common.errors import RequestError, VitgraftError
 from ..common.files import write_bytes
+from ..common.settings import BACKBONE_DTYPES
 from ..data import Preprocess
 from ..model import Model, build
 
@@ -103,6 +104,11 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
+def kept(header: dict[str, Any]) -> str:
+    """What the backbone's matrices were in memory when the adapter was trained."""
+    return header["protocol"].get("backbone_dtype", BACKBONE_DTYPES[0])
+
+
 NECK = ("neck_blocks", "neck_width")  # of a header's head
 
 
@@ -114,7 +120,8 @@ def load(path: str | Path, backbone: Backbone | None = None) -> Adapter:
     tensors, header = read(path)
     named = header["backbone"]
     try:
-        backbone = backbone or Backbone.load(named["name"])
+        if backbone is None:
+            backbone = Backbone.load(named["name"], dtype=kept(header))
     except VitgraftError as error:
         raise type(error)(
             f"{path} needs the backbone that it was trained on, but {error} Name it with --backbone."

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..backbones import weights
 from ..common.errors import RequestError, WorkError
 from ..common.files import check_new_file
+from ..common.settings import BACKBONE_DTYPES
 from ..data import Preprocess
 from ..model import Model
 from .run import Run
@@ -59,6 +60,11 @@ def merge(model: Model, images: Tensor | None = None, *, in_place: bool = False)
         raise RequestError(
             f"The method {method.name()} cannot be merged: {method.obstacle}; use it unmerged, as `vitgraft predict` "
             "does, or fit one of the methods that merge, which `vitgraft methods` lists."
+        )
+    if backbone.kept != BACKBONE_DTYPES[0]:
+        raise RequestError(
+            f"{backbone.name} is kept in {backbone.kept}, into which nothing is merged: give the run a backbone in "
+            f"{BACKBONE_DTYPES[0]}, Run(path, Backbone.load(name)), whose answers differ by that rounding."
         )
     if backbone.merged is not None:
         raise RequestError(

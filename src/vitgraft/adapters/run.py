@@ -78,7 +78,9 @@ class Run:
     @cached_property
     def adapter(self) -> adapter.Adapter:
         """The loaded adapter; the backbone is loaded at the first use."""
-        given = Backbone.load(self._backbone) if isinstance(self._backbone, str) else self._backbone
+        given = self._backbone
+        if isinstance(given, str):
+            given = Backbone.load(given, dtype=adapter.kept(adapter.read(self.file)[1]))
         return adapter.load(self.file, given)
 
     @property

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.errors import RequestError, near_misses
+from ..common.settings import BACKBONE_DTYPES
 from ..contacts import Contacts
 from ..data.preprocess import Preprocess
 from ..features import Activations
@@ -75,11 +76,64 @@ class Backbone(nn.Module):
         self._model_args = dict(loaded.model_args)
         self._no_contacts = Contacts()
         self._fingerprint = ""
+        self.kept = BACKBONE_DTYPES[0]
 
     @classmethod
-    def load(cls, name: str, *, say: Callable[[str], None] = lambda line: None) -> Backbone:
-        """A backbone by timm name or local file; see `weights.load` for where it is looked for."""
-        return cls.of(load(name, say=say))
+    def load(
+        cls, name: str, *, dtype: str = BACKBONE_DTYPES[0], say: Callable[[str], None] = lambda line: None
+    ) -> Backbone:
+        """A backbone by timm name or local file; see `weights.load` for where it is looked for. dtype: in which its
+        matrices are kept in memory, see `keep_in`."""
+        found = cls.of(load(name, say=say))
+        found.keep_in(dtype)
+        return found
+
+    def keep_in(self, dtype: str) -> None:
+        """Keeps the matrices of the blocks (`linears`), nearly all of its numbers, in bf16 or int8 (torchao's, a scale
+        for each row); all else stays float32.
+
+        They are rounded once, for good: bf16 to 3 significant digits, int8 to 1/127 of the largest of a row. A product
+        in bf16 then has the very numbers that it has of float32 weights, which it rounds itself; one in float32 has
+        those of the rounded weights. The fingerprint stays that of the weights as they were. RequestError where they
+        are rounded already to another type, or torchao is not there.
+        """
+        if dtype not in BACKBONE_DTYPES:
+            raise RequestError(
+                f"A backbone cannot be kept in {dtype!r}: there are {', '.join(BACKBONE_DTYPES)}; choose one of these."
+            )
+        if dtype == self.kept:
+            return
+        if self.kept != BACKBONE_DTYPES[0] or self.merged is not None:
+            raise RequestError(
+                f"{self.name} was asked for in {dtype}, but its tensors are {self.kept} by now, or have a method "
+                "merged into them: load it once more."
+            )
+        self.fingerprint  # noqa: B018  # of the weights as they are
+        self.kept = dtype
+        self._round()
+
+    def _round(self) -> None:
+        if self.kept == "int8":
+            try:
+                from torchao.quantization import Int8WeightOnlyConfig, quantize_
+            except ModuleNotFoundError as error:
+                self.kept = BACKBONE_DTYPES[0]
+                raise RequestError(
+                    "A backbone in int8 needs the package torchao: install it (pip install 'vitgraft[int8]'), or take "
+                    "bf16."
+                ) from error
+            own = set(self.linears.values())
+            quantize_(self.vit, Int8WeightOnlyConfig(), filter_fn=lambda module, name: module in own)
+        elif self.kept == "bf16":
+            for layer in self.linears.values():
+                layer.weight.data = layer.weight.data.bfloat16()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Backbone:
+        """What moves or casts a whole model leaves these matrices as they are kept."""
+        super()._apply(fn, recurse)
+        if self.kept == "bf16":
+            self._round()
+        return self
 
     @staticmethod
     def of(loaded: Loaded) -> Backbone:

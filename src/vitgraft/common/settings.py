@@ -12,6 +12,7 @@ from .errors import RequestError, near_misses
 # Of a fit that names none; the second for segmentation, detection and instances.
 METHOD, DENSE_METHOD, BACKBONE = "hst", "lora", "vit_base_patch16_224"
 NECK_WIDTH = 256
+BACKBONE_DTYPES = ("float32", "bf16", "int8")
 PRECISIONS = ("auto", "bf16", "32", "64")
 
 Triple = tuple[float, float, float]
@@ -91,6 +92,9 @@ class Settings:
     )
     sliding: bool = _option(False, "measure and predict in overlapping windows of image_size", ("segment",))
     precision: str = _option("auto", "auto (bf16 where the processor has it), bf16, 32 or 64")
+    backbone_dtype: str = _option(
+        "float32", "what the frozen backbone's matrices are in memory: float32, bf16 (half of it), int8 (a quarter)"
+    )
     seed: int = _option(0, "of the initial tensors, the order of the pictures, and a split that is made")
     train_split: str = _option("train", "split to train on, for example train+val")
     eval_split: str | None = _option(None, "split to measure at the end; default: val, if it is not trained on")
@@ -137,7 +141,7 @@ class Settings:
                 f"The learning rate is {self.lr}, but must be above 0 and at most 1e6: give for example 1e-3."
             )
         named = {"precision": PRECISIONS, "normalisation": NORMALISATIONS, "augmentation": AUGMENTATIONS}
-        named |= {"class_weights": CLASS_WEIGHTS}
+        named |= {"class_weights": CLASS_WEIGHTS, "backbone_dtype": BACKBONE_DTYPES}
         for name, known in named.items():
             if (value := getattr(self, name)) not in known:
                 raise RequestError(

@@ -106,6 +106,7 @@ def activation_store(
         backbone = model.backbone
         way = {
             "backbone": backbone.fingerprint,
+            "kept": backbone.kept,
             "architecture": backbone.architecture,
             "arguments": backbone.timm_arguments,
             "preprocess": str(preprocess),

@@ -26,7 +26,7 @@ class Change(nn.Module):
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Of a linear layer: x [B, P+N, in] -> [B, P+N, out]."""
-        return F.linear(x, *self.merged(weight, bias))
+        return F.linear(x, *self.merged(exact(weight), bias))
 
 
 class Effective(Change):
@@ -44,13 +44,35 @@ class Effective(Change):
 
     def merged_in(self, dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What `merged` gives, rounded to the precision of the products."""
-        merged, shift = self.merged(weight, bias)
+        merged, shift = self.merged(exact(weight), bias)
         return merged.to(dtype), None if shift is None else shift.to(dtype)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if weight.requires_grad or torch.compiler.is_compiling():
             return super().forward(x, weight, bias)
         return _Product.apply(x.to(compute_dtype(x)), weight, bias, self, *self.parameters())
+
+
+class _Unchanged(Effective):
+    """A frozen weight that is kept in few bits: formed anew in forward and in backward."""
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight, bias
+
+    def gradients(self, x: Tensor, dy: Tensor, total: Callable[[], Tensor]) -> tuple[Tensor, ...]:
+        return ()
+
+
+def few_bits(weight: Tensor) -> bool:
+    """Whether a frozen weight is kept in bf16, or in int8 by torchao."""
+    return weight.dtype == torch.bfloat16 or hasattr(weight, "qdata")
+
+
+def exact(weight: Tensor) -> Tensor:
+    """A weight in float32 where it is kept in few bits, else as it is."""
+    if hasattr(weight, "qdata"):
+        return weight.dequantize().float()
+    return weight.float() if weight.dtype == torch.bfloat16 else weight
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -64,6 +86,10 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """F.linear with a weight that does not train: under autocast the same numbers, without casting it at every call
     and keeping every cast until backward."""
     dtype = compute_dtype(x)
+    if few_bits(weight) and (hasattr(weight, "qdata") or weight.dtype != dtype):
+        if torch.compiler.is_compiling():
+            return F.linear(x.to(dtype), exact(weight).to(dtype), bias)
+        return _UNCHANGED(x, weight, bias)
     if weight.requires_grad or weight.dtype == dtype or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
     return F.linear(x.to(dtype), cast_once(weight, dtype), bias)
@@ -79,6 +105,9 @@ def cast_once(frozen: Any, dtype: torch.dtype) -> Tensor:
     return cast
 
 
+_UNCHANGED = _Unchanged()
+
+
 class _Product(torch.autograd.Function):
     """x [..., in] with the frozen weight [out, in] and the bias [out] that `change` changes -> [..., out]."""
 
@@ -87,7 +116,7 @@ class _Product(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, change: Effective, *parameters: Tensor
     ) -> Tensor:
         ctx.change, ctx.bias_dtype = change, None if bias is None else bias.dtype
-        ctx.save_for_backward(x, weight, *parameters)
+        ctx.save_for_backward(x if parameters else None, weight, *parameters)
         return F.linear(x, *change.merged_in(x.dtype, weight, bias))
 
     @staticmethod
@@ -100,6 +129,6 @@ class _Product(torch.autograd.Function):
             dx = dy @ merged
         rows = dy.flatten(0, -2)
         total = cache(lambda: rows.sum(0))
-        own = ctx.change.gradients(x.flatten(0, -2), rows, total)
+        own = ctx.change.gradients(x.flatten(0, -2), rows, total) if parameters else ()
         bias = total().to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
         return dx, None, bias, None, *(g.to(p.dtype) for g, p in zip(own, parameters, strict=True))

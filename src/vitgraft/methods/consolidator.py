@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..backbones.base import Backbone, drop_path
 from ..common.errors import RequestError
-from ..kernels.linear import Change, Effective, cast_once, frozen_linear
+from ..kernels.linear import Change, Effective, cast_once, few_bits, frozen_linear
 from ..method import Method, check_share
 
 LAYERS = ("qkv", "proj", "fc1", "fc2")
@@ -184,7 +184,7 @@ class Grouped(Effective):
         return weight, beta if bias is None else bias + beta
 
     def merged_in(self, dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if dtype == weight.dtype or len(self.weights) > 1:
+        if dtype == weight.dtype or few_bits(weight) or len(self.weights) > 1:
             return super().merged_in(dtype, weight, bias)
         # The same numbers without casting the whole weight: few of them differ from what is cast already.
         merged, rows = cast_once(weight, dtype).clone(), torch.arange(len(weight), device=weight.device)[:, None]

@@ -23,7 +23,7 @@ from torch.func import functional_call
 
 from ..backbones import Backbone
 from ..common.errors import RequestError, near_misses
-from ..kernels.linear import Change
+from ..kernels.linear import Change, exact
 from ..method import Method
 
 # peft takes a text as a pattern of the whole path; the name "proj" would be the patch embedding's too.
@@ -131,7 +131,7 @@ class Bridge(Change):
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x [B, P+N, in] -> [B, P+N, out]; of the patch embedding [B, 3, H, W] -> [B, out, h, w]."""
-        tensors = {"base_layer.weight": weight, **({} if bias is None else {"base_layer.bias": bias})}
+        tensors = {"base_layer.weight": exact(weight), **({} if bias is None else {"base_layer.bias": bias})}
         return functional_call(self.layer, tensors, (x,))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

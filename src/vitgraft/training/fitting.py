@@ -100,6 +100,7 @@ def fit(
             return Run(out)
         if isinstance(backbone, str):
             backbone = Backbone.load(backbone, say=console.line)
+        backbone.keep_in(settings.backbone_dtype)
         console.line(f"backbone  {backbone.name}, from {backbone.source}")
         console.line(f"pictures  {found.root}: {found.layout}")
         notes = [*found.notes, *audit.odd(found)]
