@@ -17,7 +17,6 @@ from typing import Any
 
 from vitgraft import fit
 from vitgraft.commands.options import values
-from vitgraft.common.settings import CLASS_WEIGHTS, NECK_WIDTH
 
 METHODS: dict[str, dict[str, Any]] = {
     "frozen": {"method": "linear"},
@@ -81,17 +80,11 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", default=list(known), choices=list(known))
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--lr", type=float, help="in place of the sets' own")
-    parser.add_argument("--epochs", type=int, help="in place of the sets' own")
-    parser.add_argument(
-        "--neck-blocks", type=int, default=0, help="blocks that a neck makes maps of; 0: the method's own"
-    )
-    parser.add_argument("--class-weights", choices=list(CLASS_WEIGHTS), default="none", help="of segmentations")
-    parser.add_argument("--neck-width", type=int, default=NECK_WIDTH)
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings in place of the sets' own")
     parser.add_argument("--head-options", nargs="*", default=[], metavar="NAME=VALUE", help="beside the sets' own")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    changed = {name: getattr(given, name) for name in ("lr", "epochs") if getattr(given, name) is not None}
+    changed = values(given.set, "a fit", "epochs=16")
 
     for name in given.sets:
         results = {}
@@ -99,11 +92,7 @@ def main() -> None:
             if head not in given.heads:
                 continue
             settings = {**SETS[name].settings, **changed}
-            if settings["task"] == "segment":
-                settings["class_weights"] = given.class_weights
-            marks = [name, method.replace(" ", "-"), head, f"{settings['lr']:g}", settings["epochs"], given.seed]
-            marks += [f"blocks-{given.neck_blocks}", f"neck-{given.neck_width}", *given.head_options]
-            marks += [given.class_weights] if given.class_weights != "none" else []
+            marks = [name, method.replace(" ", "-"), head, given.seed, *given.set, *given.head_options]
             results[method, head] = fit_apart(
                 given.root / name,
                 out=given.out / "-".join(map(str, marks)),
@@ -111,8 +100,6 @@ def main() -> None:
                 head=head,
                 head_options={**options, **values(given.head_options, "a head", "width=128")},
                 eval_split=SETS[name].eval_split,
-                neck_blocks=given.neck_blocks,
-                neck_width=given.neck_width,
                 seed=given.seed,
                 resume=True,
                 **settings,

@@ -29,7 +29,11 @@ from vitgraft.training import checkpoint, fitting
 
 EPOCHS = 6
 EXACT = ["--precision", "32", "--drop-path", "0.2", "--epochs", EPOCHS, "--lr", "3e-3"]
-WAYS = {"published": [], "detached": ["--detached"]}
+WAYS = {
+    "published": [],
+    "detached": ["--detached"],
+    "averaged": ["--method", "bitfit", "--ema", "0.9", "--clip", "0.5"],
+}
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,11 @@ class Settings:
         WHOLE,
     )
     drop_path: float = _option(0.0, "stochastic depth at the last block")
+    clip: float = _option(0.0, "norm to which the gradient of a step is cut down where it is larger; 0: never")
+    ema: float = _option(
+        0.0,
+        "decay, such as 0.99, of an average over the steps of what trains, which is then measured and kept; 0: none",
+    )
     label_smoothing: float = _option(0.0, "of the cross entropy", ("classify",))
     class_weights: str = _option(
         "none",
@@ -120,7 +125,7 @@ class Settings:
                 words = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
                 raise RequestError(f"{setting.name} is {value!r}, but must be {words}: give another value.")
         least = dict.fromkeys(
-            ("workers", "views", "weight_decay", "memory", "cache_size", "neck_blocks", "neck_width"), 0
+            ("workers", "views", "weight_decay", "memory", "cache_size", "neck_blocks", "neck_width", "clip"), 0
         )
         least |= dict.fromkeys(("epochs", "batch_size", "devices"), 1)
         for name, low in least.items():
@@ -133,7 +138,7 @@ class Settings:
                 f"{self.devices} devices share a batch evenly, but batch_size is {self.batch_size}: give a multiple of "
                 f"{self.devices}, such as {max(self.batch_size // self.devices, 1) * self.devices}."
             )
-        for name in ("warmup", "drop_path", "label_smoothing"):
+        for name in ("warmup", "drop_path", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise RequestError(f"{name} is {getattr(self, name)}, but is a share: give 0 or more, and less than 1.")
         if not 0 < self.lr <= 1e6:

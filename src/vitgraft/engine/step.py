@@ -28,8 +28,9 @@ class Step:
     gradient checkpointing, on a CPU and with several devices each step is launched kernel by kernel.
     """
 
-    def __init__(self, model: Model, optimizer: torch.optim.Optimizer, fabric: Fabric) -> None:
-        self._fabric = fabric
+    def __init__(self, model: Model, optimizer: torch.optim.Optimizer, fabric: Fabric, *, clip: float = 0.0) -> None:
+        self._fabric, self._clip = fabric, clip
+        self._trained = [p for group in optimizer.param_groups for p in group["params"]]
         self._model, self._optimizer = fabric.setup(model, optimizer)
         alike = not model.head.levels and not model.method.contacts.gradient_checkpointing
         on_one_gpu = fabric.device.type == "cuda" and fabric.world_size == 1
@@ -56,6 +57,8 @@ class Step:
             loss = self._loss.clone()
         else:
             loss = self._launched(images, targets, activations, sizes)
+        if self._clip:
+            torch.nn.utils.clip_grad_norm_(self._trained, self._clip)
         self._optimizer.step()
         if self._graph is None:
             self._optimizer.zero_grad()  # a graph writes gradients, always the same tensors; it adds to none

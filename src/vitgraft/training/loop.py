@@ -18,6 +18,7 @@ from ..data.batch import Batch, LoadedPictures
 from ..engine.activations import activation_store, fill, recall
 from ..engine.step import Step
 from ..model import Model
+from .average import Average
 from .checkpoint import Checkpoint, Progress
 
 
@@ -63,8 +64,9 @@ def train(
     """
     trained = model.trained()
     optimizer = optimiser(trained, settings)
-    step = Step(model, optimizer, fabric)
-    progress = checkpoint.restore(model, optimizer)  # in the run's precision, which the set-up gave to the tensors
+    step = Step(model, optimizer, fabric, clip=settings.clip)
+    average = Average(trained, settings.ema)
+    progress = checkpoint.restore(model, optimizer, average)  # in the run's precision, which the set-up gave to tensors
     dtype = next(model.head.parameters()).dtype
     world, rank = fabric.world_size, fabric.global_rank
     steps_per_epoch = len(epoch_batches(len(pictures), settings.batch_size, seed=0, epoch=0, world=world))
@@ -76,7 +78,7 @@ def train(
     if not model.method.ready:
         _calibrate(model, pictures, preprocess, settings, fabric, on_calibrate)
         if fabric.is_global_zero:
-            checkpoint.save(model, optimizer, progress)
+            checkpoint.save(model, optimizer, average, progress)
     store = activation_store(model, pictures, preprocess, settings, fabric)
     share, first = settings.batch_size // world, progress.epoch
 
@@ -109,6 +111,7 @@ def train(
             reduced: Any = fabric.all_reduce(loss, reduce_op="mean")
             losses.append(reduced)
             progress.step += 1
+            average.update(progress.step)
             # On a GPU each look at a loss waits for the device.
             if fabric.device.type == "cpu" or progress.step % 20 == 0:
                 _check_finite(losses[checked:], progress.step)
@@ -120,10 +123,12 @@ def train(
         progress.seconds += time.perf_counter() - begun
         record = {"epoch": progress.epoch, "step": progress.step, "loss": round(float(torch.stack(losses).mean()), 6)}
         progress.history.append({**record, "lr": lr, "seconds": round(progress.seconds, 3)})
-        after_epoch(progress)
+        with average.in_place():
+            after_epoch(progress)
         if fabric.is_global_zero and (checkpoint.due or progress.epoch == settings.epochs):
-            checkpoint.save(model, optimizer, progress)
+            checkpoint.save(model, optimizer, average, progress)
         fabric.barrier()
+    average.take()
     return progress
 
 
