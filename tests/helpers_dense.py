@@ -95,3 +95,45 @@ def shared(name: str) -> Path:
     if not os.environ.get("VITGRAFT_SHARED") or not root.is_dir():
         pytest.skip(f"data/{name} is not in the folder that VITGRAFT_SHARED names")
     return root
+
+
+PANOPTIC_SIZE = (40, 60)
+CATEGORIES = [
+    {"id": 7, "name": "person", "isthing": 1},
+    {"id": 9, "name": "sky", "isthing": 0},
+    {"id": 4, "name": "car", "isthing": 1},
+]
+# segment id -> category and place; the rest of a picture is of none
+SEGMENTS = {
+    300: (7, np.s_[5:20, 3:11]),
+    70_000: (7, np.s_[18:30, 40:52]),
+    17: (9, np.s_[0:5, :]),
+    5: (4, np.s_[30:40, 0:20]),
+}
+
+
+def ids_of(segments=SEGMENTS):
+    ids = np.zeros(PANOPTIC_SIZE, dtype=np.int64)
+    for number, (_, place) in segments.items():
+        ids[place] = number
+    return ids
+
+
+def write_png(path, ids):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)).save(path)
+
+
+def panoptic_set(root, splits=("train2017", "val2017"), change=lambda content: content, ids=None):
+    """As COCO is distributed: train2017/, annotations/panoptic_train2017.json and annotations/panoptic_train2017/."""
+    for split in splits:
+        images, annotations = [], []
+        for k in (1, 2):
+            noise(root / split / f"{k:012}.jpg", PANOPTIC_SIZE, seed=k)
+            images.append({"id": k, "file_name": f"{k:012}.jpg", "height": PANOPTIC_SIZE[0], "width": PANOPTIC_SIZE[1]})
+            write_png(root / "annotations" / f"panoptic_{split}" / f"{k:012}.png", ids_of() if ids is None else ids)
+            info = [{"id": n, "category_id": c, "iscrowd": int(n == 5)} for n, (c, _) in SEGMENTS.items()]
+            annotations.append({"image_id": k, "file_name": f"{k:012}.png", "segments_info": info})
+        content = change({"images": images, "annotations": annotations, "categories": CATEGORIES})
+        (root / "annotations" / f"panoptic_{split}.json").write_text(json.dumps(content))
+    return root

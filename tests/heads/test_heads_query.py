@@ -240,3 +240,36 @@ def test_more_objects_than_queries():
         head(given, objects(given, (3, 1)))
     with pytest.raises(RequestError, match="map of width 18"):
         Queries((18,), CLASSES)
+
+
+# ------------------------------------------------------------------------------------------------ panoptic
+
+
+def test_segments_share_no_pixel_and_stuff_is_one():
+    head = made(Queries, (32,), CLASSES, masks=True, things=(0,), sure=0.6, overlap=0.8, **SMALL)
+    chances = torch.tensor([[0.9, 0.05, 0.05], [0.8, 0.1, 0.1], [0.1, 0.7, 0.2], [0.1, 0.65, 0.2], [0.5, 0.3, 0.2]])
+    masks = torch.full((5, 8, 8), -9.0)
+    masks[0, :4, :4] = masks[1, :4, 2:8] = 9  # things that overlap: the surer has the common part
+    masks[2, 4:, :4] = masks[3, 4:, 4:] = 9  # stuff of one class, in two pieces
+    masks[4] = 9  # not sure enough
+    found = head._panoptic(chances, masks, (8, 8), (8, 6))
+    assert found["labels"].tolist() == [0, 1], "the second thing keeps too little of its mask"
+    assert found["scores"].tolist() == pytest.approx([0.9, 0.7])
+    assert found["masks"].shape == (2, 1, 8, 6)
+    assert found["masks"].sum((1, 2, 3)).tolist() == [16, 24]
+    assert found["masks"].sum(0).max() == 1
+    assert found["boxes"].tolist() == [[0, 0, 4, 4], [0, 4, 6, 8]]
+    masks[1, :4, 2:8] = -9
+    masks[1, :4, 4:8] = 9
+    assert head._panoptic(chances, masks, (8, 8), (8, 6))["labels"].tolist() == [0, 0, 1], "two things are two"
+    empty = head._panoptic(chances * 0.1, masks, (8, 8), (8, 6))
+    assert empty["masks"].shape == (0, 1, 8, 6)
+    assert empty["boxes"].shape == (0, 4)
+
+
+def test_the_panoptic_form_trains_as_instances_do():
+    options = {"masks": True, **SMALL}
+    one, other = made(Queries, (32,), CLASSES, **options), made(Queries, (32,), CLASSES, things=(0, 2), **options)
+    given = one_map(sizes=SIZES)
+    losses = [head.eval()(given, targets_of(head, given)) for head in (one, other)]
+    assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])

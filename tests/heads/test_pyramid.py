@@ -7,7 +7,7 @@ from helpers_heads import check_gradients, features, made, objects, parameters, 
 
 from vitgraft import build, heads
 from vitgraft.common.errors import RequestError
-from vitgraft.common.settings import WHOLE
+from vitgraft.common.settings import MASKED, WHOLE
 from vitgraft.contacts import Contacts
 from vitgraft.features import Activations, Features
 from vitgraft.heads.pyramid import Beside, Mix, Pyramid
@@ -217,7 +217,7 @@ def test_every_head_behind_it(task, name):
     pyramid = made(Pyramid, 16)
     head = made(heads.create, task, name, pyramid.channels, 3, **options)
     given = features(channels=(16,))
-    targets = torch.randint(3, (2, 64, 96)) if task == "segment" else objects(given, masks=task == "instance")
+    targets = torch.randint(3, (2, 64, 96)) if task == "segment" else objects(given, masks=task in MASKED)
     torch.manual_seed(0)
     losses = head(pyramid(given, ALONE), targets)
     if name == "linear":

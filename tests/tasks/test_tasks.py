@@ -33,6 +33,7 @@ SMALL = {
     ("instance", "mask"): RCNN,
     ("instance", "cascade-mask"): RCNN,
     ("instance", "query"): QUERY,
+    ("panoptic", "query"): {**QUERY, "things": [0]},
 }
 DENSE = [(task, head) for task in tasks.names() if task not in WHOLE for head in heads.names(task)]
 SIZE = (64, 96)
@@ -54,7 +55,7 @@ def targets_of(task):
         masks[:, :, 90:] = 255
         return masks
     target = {"boxes": torch.tensor([[4.0, 4.0, 60.0, 50.0], [30.0, 20.0, 90.0, 60.0]]), "labels": torch.tensor([1, 2])}
-    if task == "instance":
+    if task in ("instance", "panoptic"):
         target["masks"] = torch.randint(0, 2, (2, *SIZE), generator=generator, dtype=torch.uint8)
     nothing = {name: tensor[:0] for name, tensor in target.items()}
     return [target, nothing]

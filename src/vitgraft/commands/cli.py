@@ -136,7 +136,7 @@ def _fit_parser(commands: Any, method: type[Method] | None) -> None:
         "--head",
         default=None,
         help="segment: upernet, fpn, linear, query; detect: faster, cascade; instance: "
-        "mask, cascade-mask, query; default: the first of the task",
+        "mask, cascade-mask, query; panoptic: query; default: the first of the task",
     )
     fit.add_argument("--head-options", nargs="+", metavar="NAME=VALUE", help="options of the head, such as samples=128")
     fit.add_argument("--resume", action="store_true", default=False, help="continue a fit that was stopped")

@@ -37,7 +37,8 @@ FREE = ("workers", "memory", "cache_size", "gradient_checkpointing", "device", "
 LOGS = ("none", "csv", "tensorboard", "wandb", "mlflow")
 CLASS_WEIGHTS = {"none": 0.0, "root": 0.5, "balanced": 1.0}  # the power of its rarity that a class counts by
 WHOLE = ("classify", "multilabel", "regress")
-DENSE = ("segment", "detect", "instance")
+DENSE = ("segment", "detect", "instance", "panoptic")
+MASKED = ("instance", "panoptic")  # of which each object has a mask
 
 
 def _option(default: Any, text: str, tasks: tuple[str, ...] = ()) -> Any:

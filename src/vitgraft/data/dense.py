@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..common.errors import RequestError, WorkError
+from ..common.settings import MASKED
 from .audit import Seen, Shown, shown_by
 from .augment import STRIDE, Augment, Truth, evaluation_view, prepared
 from .batch import Batch
@@ -33,7 +34,7 @@ class DensePictures:
     Args:
         split: paths, and masks or objects.
         preprocess: its `size` is the canvas (H, W), whose sides are multiples of 32.
-        task: "segment", "detect" or "instance".
+        task: "segment", "detect", "instance" or "panoptic".
         classes: how many there are; what a mask may hold.
         workers: processes that decode; 0 decodes in this one.
         augment: the views of training.
@@ -109,7 +110,7 @@ class DensePictures:
         load = partial(
             _load,
             preprocess=self._preprocess,
-            masks=self._task == "instance",
+            masks=self._task in MASKED,
             augment=self._augment if epoch is not None else None,
             epoch=epoch,
             cover=self._cover,

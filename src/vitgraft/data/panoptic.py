@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from ..common.settings import MASKED
 from .coco import (
     KEYS,
     LARGE,
@@ -64,7 +66,8 @@ class _Picture(NamedTuple):
 def read_panoptic(
     root: Path, task: str, classes: tuple[str, ...] | None, problems: list[Problem], notes: list[str], seed: int = 0
 ) -> DenseSet:
-    """Reads `root` for segment, where all categories are classes, or for detect and instance, where things are.
+    """Reads `root` for panoptic and segment, where all categories are classes, or for detect and instance, where things
+    are.
 
     What is wrong is added to `problems` and left out, what was guessed to `notes`.
     """
@@ -85,12 +88,17 @@ def read_panoptic(
     how = "COCO panoptic annotations " + ", ".join(file.path.name for file in files)
     if task == "segment":
         return _masks(root, checked_names(root, tuple(names), classes, problems), found, how, problems, notes)
-    things = classes or tuple(name for name, is_thing in names.items() if is_thing)
+    things = tuple(name for name, is_thing in names.items() if is_thing)
+    known = classes or (tuple(names) if task == "panoptic" else things)
     entries = {
-        split: [_entry(picture, things, names, task == "instance", tally) for picture in pictures]
-        for split, pictures in found.items()
+        split: [_entry(picture, known, names, task, tally) for picture in pictures] for split, pictures in found.items()
     }
-    return gathered(root, task, things, entries, how, problems, notes, tally, seed)
+    data = gathered(root, task, known, entries, how, problems, notes, tally, seed)
+    if task != "panoptic":
+        return data
+    numbers = tuple(k for k, name in enumerate(known) if name in things)
+    splits = {name: replace(split, things=numbers) for name, split in data.splits.items()}
+    return replace(data, splits=splits, things=tuple(known[k] for k in numbers))
 
 
 def _things(file: Path) -> set[str]:
@@ -168,8 +176,8 @@ def _masks(
     return DenseSet(root, "segment", known, splits, f"{how}; classes: {len(known)}; {counted(splits)}", tuple(notes))
 
 
-def _entry(picture: _Picture, things: tuple[str, ...], names: Mapping[str, bool], masks: bool, tally: Tally) -> Entry:
-    """For objects: the segments of things, with the masks that the PNG has of them."""
+def _entry(picture: _Picture, classes: tuple[str, ...], names: Mapping[str, bool], task: str, tally: Tally) -> Entry:
+    """For objects: the segments of things, of all for panoptic, with the masks that the PNG has of them."""
     entry = picture.entry
     entry.file = picture.png
     try:
@@ -183,18 +191,18 @@ def _entry(picture: _Picture, things: tuple[str, ...], names: Mapping[str, bool]
         entry.faults.append(("", f"{said}; make them the same"))
         return entry
     for number, (name, place, told) in picture.segments.items():
-        if not names.get(name, name in things):
+        if task != "panoptic" and not names[name]:
             continue
         try:
-            check_class(name, things)
+            check_class(name, classes)
             own = ids == number
             if not own.any():
                 raise Fault("no pixel of the PNG is of it; correct or remove it")
             rows, columns = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
             box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
             crowd = bool(told.get("iscrowd", 0))
-            row = Row(name, fitted(box, entry.size, tally), crowd, float(own.sum()), encode(own) if masks else None)
-            entry.rows.append((place, row))
+            mask = encode(own) if task in MASKED else None
+            entry.rows.append((place, Row(name, fitted(box, entry.size, tally), crowd, float(own.sum()), mask)))
         except Fault as fault:
             entry.faults.append((place, str(fault)))
     return entry

@@ -18,12 +18,14 @@ LAYOUTS = {
     "segment": f"{masks.LAYOUT}; or COCO's {panoptic.LAYOUT}",
     "detect": f"{coco.LAYOUT}; {voc.LAYOUT}; {yolo.LAYOUT}",
     "instance": f"{coco.LAYOUT}; or YOLO's polygons",
+    "panoptic": f"COCO's {panoptic.LAYOUT}",
 }
 
 
 def recognise(root: str | os.PathLike[str]) -> str:
     """The task of a folder: "segment", "detect", "instance" (where annotations have polygons or run lengths),
-    "multilabel" and "regress" (where a table or list gives pictures several labels, or numbers), else "classify".
+    "panoptic", "multilabel" and "regress" (where a table or list gives pictures several labels, or numbers), else
+    "classify".
 
     Raises RequestError for a folder that is not there, or that fits both segmentation and objects.
     """
@@ -36,7 +38,7 @@ def recognise(root: str | os.PathLike[str]) -> str:
     files = coco.coco_files(root)
     segments = not files and bool(panoptic.panoptic_files(root))
     if segments or masks.has_masks(root):
-        found.append("segment")
+        found.append("panoptic" if segments else "segment")
     if files:
         found.append("instance" if coco.has_segmentations(files) else "detect")
     elif voc.is_voc(root):
@@ -77,15 +79,15 @@ def _read(root: Path, task: str, classes: tuple[str, ...] | None, problems: list
     notes: list[str] = []
     root = unwrapped(root, notes)
     given = (classes, problems, notes, seed)
-    if panoptic.panoptic_files(root) and (task == "segment" or not coco.coco_files(root)):
+    if panoptic.panoptic_files(root) and (task in ("segment", "panoptic") or not coco.coco_files(root)):
         return panoptic.read_panoptic(root, task, *given)
     if task == "segment" and (masks.has_masks(root) or all((root / inner).is_dir() for inner in ("images", "masks"))):
         return masks.read_masks(root, *given)
-    if task != "segment" and coco.coco_files(root):
+    if task in ("detect", "instance") and coco.coco_files(root):
         return coco.read_coco(root, task, *given)
     if task == "detect" and voc.is_voc(root):
         return voc.read_voc(root, *given)
-    if task != "segment" and yolo.is_yolo(root):
+    if task in ("detect", "instance") and yolo.is_yolo(root):
         return yolo.read_yolo(root, task, *given)
     raise RequestError(
         f"{root} was to be read for the task {task}, but it is not arranged so; arrange it as {LAYOUTS[task]}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..common.errors import RequestError
+from ..common.settings import MASKED
 from .dataset import chosen
 from .folders import SPLITS, fifth_held_out
 from .objects import Entry, Objects, Tally, gather, known_rows
@@ -28,7 +29,8 @@ class Coding:
 class DenseSplit:
     """Picture files and the truth about each, in a fixed order: `masks` for segment, `objects` for detect and instance.
 
-    coding: of the masks. left_out: pictures whose truth is bad, with the reason.
+    coding: of the masks. left_out: pictures whose truth is bad, with the reason. things: for panoptic, the labels of
+    classes whose objects are countable.
     """
 
     name: str
@@ -37,6 +39,7 @@ class DenseSplit:
     objects: tuple[Objects, ...] = ()
     coding: Coding = Coding()
     left_out: tuple[tuple[Path, str], ...] = ()
+    things: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -53,8 +56,8 @@ class DenseSplit:
 
 @dataclass(frozen=True)
 class DenseSet:
-    """A folder as a data set of `task`: segment, detect or instance; `layout` says in words what it holds, `notes` what
-    was guessed, changed or left out to read it so."""
+    """A folder as a data set of `task`, a dense one; `layout` says in words what it holds, `notes` what was guessed,
+    changed or left out to read it so, `things` which classes are countable, for panoptic."""
 
     root: Path
     task: str
@@ -62,6 +65,7 @@ class DenseSet:
     splits: dict[str, DenseSplit]
     layout: str
     notes: tuple[str, ...] = ()
+    things: tuple[str, ...] = ()
 
     def split(self, name: str) -> DenseSplit:
         """One split, or a union such as "train+val" in the order asked for; RequestError if there is no such split."""
@@ -73,6 +77,7 @@ class DenseSet:
             tuple(objects for split in found for objects in split.objects),
             _joined([split.coding for split in found]),
             tuple(bad for split in found for bad in split.left_out),
+            found[0].things,
         )
 
 
@@ -155,7 +160,7 @@ def gathered(
             if faults:
                 bad.append((entry.path, ": ".join(filter(None, faults[0]))))
             else:
-                good.append((entry.path, gather(entry.size, rows, classes, task == "instance")))
+                good.append((entry.path, gather(entry.size, rows, classes, task in MASKED)))
         paths, objects = (tuple(part) for part in zip(*good, strict=True)) if good else ((), ())
         splits[split] = DenseSplit(split, paths, objects=objects, left_out=tuple(bad))
     notes += tally.notes()

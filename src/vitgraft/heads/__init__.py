@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..common import plugins
 from ..common.errors import RequestError, near_misses
+from ..common.settings import MASKED
 
 if TYPE_CHECKING:
     from torch import nn
 
-# task -> name -> file and class. A class's `levels` says how many maps it reads; an instance task sets its `masks`.
+# task -> name -> file and class. A class's `levels` says how many maps it reads; the tasks in MASKED set its `masks`.
 HEADS: dict[str, dict[str, str]] = {
     "classify": {"linear": "classify.Classify"},
     "multilabel": {"linear": "classify.MultiLabel"},
@@ -26,6 +27,7 @@ HEADS: dict[str, dict[str, str]] = {
     },
     "detect": {"faster": "detect.RCNN", "cascade": "cascade.CascadeRCNN"},
     "instance": {"mask": "detect.RCNN", "cascade-mask": "cascade.CascadeRCNN", "query": "query.Queries"},
+    "panoptic": {"query": "query.Queries"},
 }
 
 
@@ -99,4 +101,4 @@ def create(task: str, name: str, channels: Sequence[int], classes: int, **argume
             f"The head {name} reads {cls.levels} maps, but was given {len(channels)}: "
             "put a heads.pyramid.Pyramid in front of it."
         )
-    return cls(channels, classes, **({"masks": True} if task == "instance" else {}), **arguments)
+    return cls(channels, classes, **({"masks": True} if task in MASKED else {}), **arguments)

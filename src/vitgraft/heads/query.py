@@ -40,7 +40,10 @@ class Queries(nn.Module):
     steps from 1 to 0); losses are of all cells of a mask at stride 4, not of 12,544 points.
 
     queries: M, more than a picture has objects or classes. blocks: 6 in the paper. mlp: width of their MLPs.
-    score_threshold, detections (per picture): what is predicted of instances.
+    score_threshold, detections (per picture): what is predicted of instances. things: where every pixel is to be told
+    its class and its object, the labels of the classes that are countable; segments are then what is predicted, of
+    which no two share a pixel, from queries of a chance of `sure`, which keep `overlap` of their mask against the
+    others (Mask2Former: 0.8 both).
 
     Of several maps each is led to the width of that of stride 16 by a 1x1 convolution, resized, and all are summed.
 
@@ -64,8 +67,13 @@ class Queries(nn.Module):
         masking: float = 0.5,
         score_threshold: float = 0.05,
         detections: int = 100,
+        things: Sequence[int] | None = None,
+        sure: float = 0.5,
+        overlap: float = 0.8,
     ) -> None:
         super().__init__()
+        self.things = None if things is None else tuple(things)
+        self.sure, self.overlap = sure, overlap
         E = channels[0] if len(channels) == 1 else channels[2]  # of stride 16
         if E % 4:
             raise RequestError(
@@ -206,9 +214,10 @@ class Queries(nn.Module):
 
     def _instances(self, logits: Tensor, masks: Tensor, features: Features) -> list[Record]:
         """Of each picture the pairs of query and class of the highest score: the class's chance times the mean chance
-        of the pixels in the mask."""
+        of the pixels in the mask; or its segments."""
+        one = self._picture if self.things is None else self._panoptic
         return [
-            self._picture(chances, own, features.size, size)
+            one(chances, own, features.size, size)
             for chances, own, size in zip(logits.softmax(-1)[..., :-1], masks, features.sizes, strict=True)
         ]
 
@@ -226,6 +235,40 @@ class Queries(nn.Module):
         pixels, inside, labels = (each[there][order] for each in (pixels, inside, labels))
         boxes = masks_to_boxes(inside) + scores.new_tensor([0, 0, 1, 1])  # to the far edge of the last pixel
         return {"boxes": boxes, "labels": labels, "scores": scores, "masks": pixels[:, None]}
+
+    def _panoptic(self, chances: Tensor, masks: Tensor, size: tuple[int, int], own: tuple[int, int]) -> Record:
+        """Segments of one picture, none of which shares a pixel with another: each pixel goes to the query of the
+        highest chance of its class and of the pixel; what keeps too little of its mask is left out, and stuff of one
+        class is one segment (Mask2Former's merging)."""
+        scores, labels = chances.max(-1)
+        surest = scores > self.sure
+        scores, labels, masks = scores[surest], labels[surest], masks[surest]
+        whole = resize(masks[None], size)[0] if len(masks) else masks.new_zeros(0, *size)
+        pixels = whole[:, : own[0], : own[1]].sigmoid()
+        winner = (scores[:, None, None] * pixels).argmax(0) if len(masks) else pixels.new_zeros(own)
+        found: dict[int, tuple[float, int, Tensor]] = {}  # of stuff by its label, of things by a number of their own
+        for k, (score, label) in enumerate(zip(scores.tolist(), labels.tolist(), strict=True)):
+            wanted = pixels[k] >= 0.5
+            inside = wanted & (winner == k)
+            if not inside.any() or inside.sum() < self.overlap * wanted.sum():
+                continue
+            is_thing = label in (self.things or ())
+            key = len(chances[0]) + k if is_thing else label
+            before = found.get(key, (0.0, label, torch.zeros_like(inside)))
+            found[key] = (max(score, before[0]), label, before[2] | inside)
+        order = sorted(found.values(), key=lambda each: -each[0])
+        whole = torch.stack([inside for _, _, inside in order]) if order else masks.new_zeros(0, *own, dtype=torch.bool)
+        boxes = (
+            masks_to_boxes(whole) + whole.new_tensor([0, 0, 1, 1], dtype=torch.float)
+            if order
+            else masks.new_zeros(0, 4)
+        )
+        return {
+            "boxes": boxes,
+            "labels": labels.new_tensor([label for _, label, _ in order]),
+            "scores": scores.new_tensor([score for score, _, _ in order]),
+            "masks": whole[:, None].float(),
+        }
 
 
 class Block(nn.Module):

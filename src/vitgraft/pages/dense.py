@@ -15,6 +15,7 @@ from ..data.pictures import open_picture
 from ..data.truth import IGNORED
 from ..measures.average_precision import NUMBERS, DetectEvaluation
 from ..measures.miou import SegmentEvaluation
+from ..measures.panoptic import PanopticEvaluation
 from . import drawing
 from .charts import Bar
 from .classification import PAIRS, lowest_first, most_confused
@@ -28,8 +29,10 @@ QUALITIES = (85, 75, 60, 40, 20, 8)  # the first that keeps to BYTES is taken
 Panels = Callable[[int], tuple[Image.Image, Image.Image, set[int]]]  # a picture's truth, its prediction, their labels
 
 
-def sections(evaluation: SegmentEvaluation | DetectEvaluation) -> Markup:
+def sections(evaluation: SegmentEvaluation | DetectEvaluation | PanopticEvaluation) -> Markup:
     """All sections of a page that one evaluation of a dense task gives."""
+    if isinstance(evaluation, PanopticEvaluation):
+        return _panoptic(evaluation) + _panoptic_pictures(evaluation)
     if isinstance(evaluation, SegmentEvaluation):
         return _segmentation(evaluation) + _segment_pictures(evaluation)
     return _detection(evaluation) + _detect_pictures(evaluation)
@@ -122,6 +125,37 @@ def _detect_pictures(evaluation: DetectEvaluation) -> Markup:
     return _pictures(evaluation, panels, caption, how)
 
 
+# --- panoptic -----------------------------------------------------------------------------------------------------
+
+
+def _panoptic(evaluation: PanopticEvaluation) -> Markup:
+    numbers = evaluation.numbers
+    kinds = {"all": numbers, "things": numbers["things"], "stuff": numbers["stuff"]}
+    measures = ("PQ", "SQ", "RQ")
+    lines = [
+        [kind, *("–" if of[measure] is None else percent(of[measure]) for measure in measures)]
+        for kind, of in kinds.items()
+    ]
+    entries = [Bar(label, value, None, n) for label, value, n in evaluation.per_class if value is not None]
+    note = f"Lowest first; n: pictures of “{evaluation.split}” that show the class."
+    note += _absent(evaluation.classes, entries)
+    return macro("dense.html", "panoptic", ["", *measures], lines, lowest_first(entries), note)
+
+
+def _panoptic_pictures(evaluation: PanopticEvaluation) -> Markup:
+    def panels(i: int) -> tuple[Image.Image, Image.Image, set[int]]:
+        photo, truth = open_picture(Path(evaluation.paths[i])), evaluation.truth[i]
+        true = drawing.true_shapes(truth)
+        said = drawing.found_shapes(evaluation.rows[i], truth.size, least=0.0)
+        drawn = [drawing.draw_objects(photo, s, evaluation.classes, edge=EDGE, boxes=False) for s in (true, said)]
+        return drawn[0], drawn[1], {shape.label for shape in (*true, *said) if not shape.crowd}
+
+    def caption(i: int) -> tuple[str, str, str]:
+        return "PQ", percent(float(evaluation.picture_quality[i])), ""
+
+    return _pictures(evaluation, panels, caption, "By the mean PQ of the classes in a picture.")
+
+
 # --- what both have -----------------------------------------------------------------------------------------------
 
 
@@ -131,7 +165,7 @@ def _absent(classes: Sequence[str], entries: Sequence[Bar]) -> str:
 
 
 def _pictures(
-    evaluation: SegmentEvaluation | DetectEvaluation,
+    evaluation: SegmentEvaluation | DetectEvaluation | PanopticEvaluation,
     panels: Panels,
     caption: Callable[[int], tuple[str, str, str]],
     how: str,

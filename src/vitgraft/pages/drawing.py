@@ -110,12 +110,12 @@ def draw_segments(picture: Image.Image, mask: np.ndarray, classes: Sequence[str]
 
 
 def draw_objects(
-    picture: Image.Image, shapes: Sequence[Shape], classes: Sequence[str], *, edge: int = 1280
+    picture: Image.Image, shapes: Sequence[Shape], classes: Sequence[str], *, edge: int = 1280, boxes: bool = True
 ) -> Image.Image:
     """The picture with its objects: boxes, translucent outlined masks, and labels where they hide no other label.
 
     edge: pixels of the longer side at most. Where there is one class only, labels tell the score alone. Objects of one
-    class that overlap have shades of its colour.
+    class that overlap have shades of its colour. boxes: whether these are drawn.
     """
     given = picture.size
     picture = _resized(picture, edge)
@@ -126,7 +126,7 @@ def draw_objects(
     large = _paint(large, order, ratio * FINE, line)
     pen = ImageDraw.Draw(large)
     for shape in order:
-        if not shape.crowd:
+        if boxes and not shape.crowd:
             _frame(pen, np.asarray(shape.box) * ratio * FINE, shape, line)
     drawn = large.resize(picture.size, Image.Resampling.BOX)
     written, size = Labels(drawn), font_size(max(drawn.size))

@@ -6,7 +6,8 @@ import json
 
 import numpy as np
 import pytest
-from helpers_dense import noise
+from helpers_dense import PANOPTIC_SIZE as SIZE
+from helpers_dense import ids_of, panoptic_set, write_png
 from PIL import Image
 
 from vitgraft.data.check import check
@@ -14,51 +15,10 @@ from vitgraft.data.dense import examine
 from vitgraft.data.recognise import read_dense, recognise, survey
 from vitgraft.data.segmentations import sample
 
-SIZE = (40, 60)
-CATEGORIES = [
-    {"id": 7, "name": "person", "isthing": 1},
-    {"id": 9, "name": "sky", "isthing": 0},
-    {"id": 4, "name": "car", "isthing": 1},
-]
-# segment id -> category and place; the rest of a picture is of none
-SEGMENTS = {
-    300: (7, np.s_[5:20, 3:11]),
-    70_000: (7, np.s_[18:30, 40:52]),
-    17: (9, np.s_[0:5, :]),
-    5: (4, np.s_[30:40, 0:20]),
-}
-
-
-def ids_of(segments=SEGMENTS):
-    ids = np.zeros(SIZE, dtype=np.int64)
-    for number, (_, place) in segments.items():
-        ids[place] = number
-    return ids
-
-
-def write_png(path, ids):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)).save(path)
-
-
-def panoptic_set(root, splits=("train2017", "val2017"), change=lambda content: content, ids=None):
-    """As COCO is distributed: train2017/, annotations/panoptic_train2017.json and annotations/panoptic_train2017/."""
-    for split in splits:
-        images, annotations = [], []
-        for k in (1, 2):
-            noise(root / split / f"{k:012}.jpg", SIZE, seed=k)
-            images.append({"id": k, "file_name": f"{k:012}.jpg", "height": SIZE[0], "width": SIZE[1]})
-            write_png(root / "annotations" / f"panoptic_{split}" / f"{k:012}.png", ids_of() if ids is None else ids)
-            info = [{"id": n, "category_id": c, "iscrowd": int(n == 5)} for n, (c, _) in SEGMENTS.items()]
-            annotations.append({"image_id": k, "file_name": f"{k:012}.png", "segments_info": info})
-        content = change({"images": images, "annotations": annotations, "categories": CATEGORIES})
-        (root / "annotations" / f"panoptic_{split}.json").write_text(json.dumps(content))
-    return root
-
 
 def test_every_category_is_a_class_to_segment(tmp_path):
     root = panoptic_set(tmp_path)
-    assert recognise(root) == "segment"
+    assert recognise(root) == "panoptic"
     found = read_dense(root, "segment")
     assert found.classes == ("car", "person", "sky"), "by their ids"
     assert {name: len(split) for name, split in found.splits.items()} == {"train": 2, "val": 2}
@@ -67,7 +27,17 @@ def test_every_category_is_a_class_to_segment(tmp_path):
     assert dict(zip(found.classes, seen.pixels.tolist(), strict=False)) == expected
     assert seen.pixels[255] == SIZE[0] * SIZE[1] - sum(expected.values())
     assert any("pixels of no segment are 255" in note for note in found.notes)
-    assert check(root).problems == []
+    assert check(root, "segment").problems == []
+
+
+def test_every_segment_is_an_object_of_a_thing_or_of_stuff(tmp_path):
+    found = read_dense(panoptic_set(tmp_path), "panoptic")
+    assert (found.classes, found.things) == (("car", "person", "sky"), ("car", "person"))
+    split = found.split("train+val")
+    assert split.things == (0, 1)
+    assert split.objects[3].labels.tolist() == [1, 1, 2, 0]
+    assert split.objects[3].area.tolist() == [120, 144, 300, 200]
+    assert check(tmp_path).counts["val"]["sky"] == {"pictures": 2, "objects": 2}
 
 
 def test_things_are_objects(tmp_path):
@@ -122,7 +92,7 @@ def unknown_category(content):
     return content
 
 
-@pytest.mark.parametrize("task", ["segment", "instance"])
+@pytest.mark.parametrize("task", ["segment", "instance", "panoptic"])
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -141,7 +111,7 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path, task, change, said):
 def test_a_segment_that_no_row_names(tmp_path):
     ids = ids_of()
     ids[39, 59] = 12345
-    (problem, *_) = check(panoptic_set(tmp_path, ids=ids)).problems
+    (problem, *_) = check(panoptic_set(tmp_path, ids=ids), "segment").problems
     assert "x 59, y 39: the segment 12345 is not in the JSON" in str(problem)
 
 
