@@ -16,8 +16,9 @@ from vitgraft.common.settings import WHOLE, Settings
 from vitgraft.data import Preprocess
 from vitgraft.data.segmentations import sample
 from vitgraft.engine import devices
+from vitgraft.engine.answers import ask
 from vitgraft.model import build
-from vitgraft.tasks.segment import highest, windows
+from vitgraft.tasks.segment import highest, mirrored, windows
 from vitgraft.testing.backbones import random_backbone
 
 CLASSES = ("box", "disc")
@@ -383,8 +384,19 @@ def test_merge_is_for_classifiers(ground, tmp_path, capsys):
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_a_run_remembers_that_it_slides(ground, tmp_path, capsys):
-    assert call(*words_of(ground, "segment", tmp_path / "run", "--method", "linear", "--sliding", head="linear")) == 0
+def test_the_mean_of_both_ways_knows_no_left_and_right(backbone):
+    model = build(backbone, "linear", classes=3, task="segment", head="linear").eval()
+    images = torch.randn(2, 3, *SIZE)
+    with torch.no_grad():
+        plain, both = model(images), mirrored(ask, model, images, None, [SIZE] * 2)
+        turned = mirrored(ask, model, images.flip(-1), None, [SIZE] * 2)
+    torch.testing.assert_close(turned.flip(-1), both)
+    assert not torch.allclose(both, plain)
+
+
+@pytest.mark.parametrize("way", ["--sliding", "--mirror"])
+def test_a_run_remembers_how_it_looks(way, ground, tmp_path, capsys):
+    assert call(*words_of(ground, "segment", tmp_path / "run", "--method", "linear", way, head="linear")) == 0
     value = result_of(tmp_path / "run")["value"]
     capsys.readouterr()
     assert call("evaluate", tmp_path / "run", ground / "segment", "--split", "val", "--json") == 0

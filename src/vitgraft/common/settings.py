@@ -97,6 +97,7 @@ class Settings:
         NECK_WIDTH, "channels of these maps, the backbone's width at most, which 0 stands for (as published)", DENSE
     )
     sliding: bool = _option(False, "measure and predict in overlapping windows of image_size", ("segment",))
+    mirror: bool = _option(False, "measure and predict by the mean over a picture and its mirror image", ("segment",))
     precision: str = _option("auto", "auto (bf16 where the processor has it), bf16, 32 or 64")
     backbone_dtype: str = _option(
         "float32", "what the frozen backbone's matrices are in memory: float32, bf16 (half of it), int8 (a quarter)"

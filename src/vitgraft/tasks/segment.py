@@ -31,7 +31,8 @@ class Segment(DenseTask):
     metric = SegmentEvaluation.metric
 
     def answer(self, settings: Settings, preprocess: Preprocess) -> Answer:
-        return partial(windows, size=preprocess.size) if settings.sliding else super().answer(settings, preprocess)
+        one = partial(windows, size=preprocess.size) if settings.sliding else super().answer(settings, preprocess)
+        return partial(mirrored, one) if settings.mirror else one
 
     def count(self, answers: Iterable[tuple[Batch, Any]], pictures: DensePictures, classes: tuple) -> SegmentScores:
         scores = SegmentScores(len(pictures), len(classes))
@@ -69,6 +70,14 @@ def windows(
             total = total + F.pad(logits, (left, images.shape[-1] - right, top, images.shape[-2] - bottom))
             counts[top:bottom, left:right] += 1
     return total / counts
+
+
+def mirrored(
+    one: Answer, model: Model, images: Tensor, activations: Activations | None, sizes: list[tuple[int, int]]
+) -> Tensor:
+    """The mean of what `one` says of images [B, 3, H, W] and, turned back, of their mirror images: [B, K, H, W]."""
+    turned = one(model, images.flip(-1), None, sizes)
+    return (one(model, images, activations, sizes).float() + turned.float().flip(-1)) / 2
 
 
 def _labels(answers: Iterable[tuple[Batch, Tensor]], pictures: DensePictures) -> Iterator[tuple[int, Tensor]]:
