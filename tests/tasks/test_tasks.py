@@ -9,15 +9,18 @@ import torch
 from helpers_cli import adapter_of, call, free_port, make_backbone, metrics_of, result_of, same, start
 from PIL import Image
 from torch import nn
+from torchvision.ops import masks_to_boxes
 
 from vitgraft import heads, methods, tasks
 from vitgraft.adapters import file as adapter
+from vitgraft.adapters.run import Run
 from vitgraft.common.settings import WHOLE, Settings
 from vitgraft.data import Preprocess
 from vitgraft.data.segmentations import sample
 from vitgraft.engine import devices
 from vitgraft.engine.answers import ask
 from vitgraft.model import build
+from vitgraft.tasks.detect import tiled
 from vitgraft.tasks.segment import highest, mirrored, windows
 from vitgraft.testing.backbones import random_backbone
 
@@ -392,6 +395,74 @@ def test_the_mean_of_both_ways_knows_no_left_and_right(backbone):
         turned = mirrored(ask, model, images.flip(-1), None, [SIZE] * 2)
     torch.testing.assert_close(turned.flip(-1), both)
     assert not torch.allclose(both, plain)
+
+
+class Finder:
+    """Finds every rectangle of one value in a picture; surer of what it sees cut."""
+
+    def __init__(self, masks):
+        self.masks = masks
+
+    def __call__(self, images, targets, activations, sizes):
+        assert all(image.shape[1:] == (64, 96) for image in images)
+        return [
+            self.found(image[0, :h, :w], (h, w), image.shape[1:]) for image, (h, w) in zip(images, sizes, strict=True)
+        ]
+
+    def found(self, values, inside, padded):
+        boxes, labels, scores, masks = [], [], [], []
+        for value in values.unique().tolist():
+            if value:
+                there = torch.zeros(padded, dtype=torch.bool)
+                there[: inside[0], : inside[1]] = values == value
+                boxes.append(masks_to_boxes(there[None])[0] + torch.tensor([0, 0, 1, 1]))
+                labels.append(int(value) % 2)
+                scores.append(0.5 + 0.4 / there.sum())
+                masks.append(there[None].float())
+        record = {"boxes": torch.stack(boxes) if boxes else torch.zeros(0, 4)}
+        record |= {"labels": torch.tensor(labels, dtype=torch.int64), "scores": torch.tensor(scores)}
+        masks = torch.stack(masks) if masks else torch.zeros(0, 1, *padded)
+        return {**record, "masks": masks} if self.masks else record
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_tiles_find_each_object_once_and_whole(masks):
+    """Objects no larger than the overlap, a third of a tile, wherever they lie; the second picture is narrower."""
+    images, wanted = torch.zeros(2, 3, 128, 224), {0: {}, 1: {}}
+    sizes = [(128, 224), (120, 200)]
+    for b, (h, w) in enumerate(sizes):
+        value = 1
+        for top in range(2, h - 20, 22):
+            for left in range(3, w - 30, 33):
+                images[b, :, top : top + 20, left : left + 30] = value
+                wanted[b][value] = [left, top, left + 30, top + 20]
+                value += 1
+    found = tiled(Finder(masks), images, None, sizes, size=(64, 96))
+    for b, record in enumerate(found):
+        assert sorted(record["boxes"].tolist()) == sorted(map(list, wanted[b].values()))
+        assert record["scores"].tolist() == sorted(record["scores"].tolist(), reverse=True)
+        if masks:
+            assert record["masks"].shape == (len(wanted[b]), 1, *sizes[b])
+            for box, mask in zip(record["boxes"], record["masks"], strict=True):
+                assert torch.equal(masks_to_boxes(mask > 0.5)[0] + torch.tensor([0, 0, 1, 1]), box)
+                assert mask.sum() == 600
+
+
+def test_tiles_of_nothing():
+    (found,) = tiled(Finder(True), torch.zeros(1, 3, 64, 200), None, [(64, 200)], size=(64, 96))
+    assert (len(found["boxes"]), found["masks"].shape[1:]) == (0, (1, 64, 200))
+
+
+@pytest.mark.parametrize("head", ["faster", "mask", "query"])
+def test_detectors_slide_too(head, ground, tmp_path):
+    task = {"faster": "detect"}.get(head, "instance")
+    words = words_of(
+        ground, task, tmp_path / "run", "--method", "linear", "--sliding", "--image-size", 32, 32, head=head
+    )
+    assert call(*words) == 0
+    result = result_of(tmp_path / "run")
+    assert result["protocol"]["sliding"]
+    assert Run(tmp_path / "run").evaluate(ground / DATA[task], "val").value == result["value"]
 
 
 @pytest.mark.parametrize("way", ["--sliding", "--mirror"])

@@ -96,7 +96,9 @@ class Settings:
     neck_width: int = _option(
         NECK_WIDTH, "channels of these maps, the backbone's width at most, which 0 stands for (as published)", DENSE
     )
-    sliding: bool = _option(False, "measure and predict in overlapping windows of image_size", ("segment",))
+    sliding: bool = _option(
+        False, "measure and predict in overlapping windows of image_size", ("segment", "detect", "instance")
+    )
     mirror: bool = _option(False, "measure and predict by the mean over a picture and its mirror image", ("segment",))
     precision: str = _option("auto", "auto (bf16 where the processor has it), bf16, 32 or 64")
     backbone_dtype: str = _option(

@@ -98,6 +98,16 @@ class DenseTask(Task):
         return shown.sections(evaluation)
 
 
+def tiles(shape: tuple[int, int], size: tuple[int, int]) -> list[tuple[int, int]]:
+    """The corners (top, left) of windows of `size` that cover a picture of `shape`, which is no smaller, and overlap by
+    a third or more (mmsegmentation's rule)."""
+    tops, lefts = (
+        sorted({min(start, side - window) for start in range(0, side, window - window // 3)})
+        for side, window in zip(shape, size, strict=True)
+    )
+    return [(top, left) for top in tops for left in lefts]
+
+
 def each_picture(answers: Iterable[tuple[Batch, Any]]) -> Iterator[tuple[int, Any, tuple[int, int]]]:
     """For every picture its index, its prediction, and its (h, w) inside the padding."""
     for batch, predictions in answers:

@@ -22,7 +22,7 @@ from ..measures.prediction import Prediction
 from ..model import Model
 from ..pages.drawing import draw_segments
 from .base import Answer
-from .dense import DenseTask, each_picture
+from .dense import DenseTask, each_picture, tiles
 
 
 class Segment(DenseTask):
@@ -55,20 +55,15 @@ def windows(
     *,
     size: tuple[int, int],
 ) -> Tensor:
-    """Logits [B, K, H, W] of images [B, 3, H, W], which are no smaller than a window: the mean over windows of `size`
-    that overlap by a third or more (mmsegmentation's rule)."""
-    starts = [
-        sorted({min(start, side - window) for start in range(0, side, window - window // 3)})
-        for side, window in zip(images.shape[-2:], size, strict=True)
-    ]
+    """Logits [B, K, H, W] of images [B, 3, H, W], no smaller than a window: the mean over `tiles` of `size`."""
+    shape = (images.shape[-2], images.shape[-1])
     total: Any = 0
-    counts = images.new_zeros(images.shape[-2:])
-    for top in starts[0]:
-        for left in starts[1]:
-            bottom, right = top + size[0], left + size[1]
-            logits = model(images[..., top:bottom, left:right]).float()
-            total = total + F.pad(logits, (left, images.shape[-1] - right, top, images.shape[-2] - bottom))
-            counts[top:bottom, left:right] += 1
+    counts = images.new_zeros(shape)
+    for top, left in tiles(shape, size):
+        bottom, right = top + size[0], left + size[1]
+        logits = model(images[..., top:bottom, left:right]).float()
+        total = total + F.pad(logits, (left, shape[1] - right, top, shape[0] - bottom))
+        counts[top:bottom, left:right] += 1
     return total / counts
 
 
