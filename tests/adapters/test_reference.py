@@ -307,7 +307,9 @@ def test_a_checkpoint_of_no_known_method(method):
 
 
 def test_what_is_no_known_method():
-    with pytest.raises(RequestError, match=r"'hts'.*there is hst, convpass, sct, consolidator;.*Did you mean 'hst'"):
+    with pytest.raises(
+        RequestError, match=r"'hts'.*there is hst, convpass, sct, consolidator, apt;.*Did you mean 'hst'"
+    ):
         reference.load("hts", read("hst")[0]["weight"], num_heads=4)
 
 

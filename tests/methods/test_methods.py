@@ -37,6 +37,9 @@ def hst_count(L, D, *, detached=False, widths=(32, 48, 64, 72), M=1, r=4):
 FORMULAS = {
     "adapter": lambda L, D, N: L * (2 * D * 8 + 8 + D),
     "adapter form=houlsby": lambda L, D, N: 2 * L * (2 * D * 8 + 8 + D),
+    "apt": lambda L, D, N: L * (50 * D + 8 * D + 1),
+    "apt form=softmax prompts=7": lambda L, D, N: L * (7 * D + 8 * D + 1),
+    "apt gate=True prompts=5 rank=2": lambda L, D, N: L * (5 * D + 4 * D + 2),
     "adaptformer": lambda L, D, N: L * (2 * D * 8 + 8 + D),
     "bitfit": lambda L, D, N: 11 * L * D + 2 * D,
     "consolidator": lambda L, D, N: 12 * L * D**2 // (D // 2) + 9 * L * D,

@@ -216,9 +216,27 @@ def _consolidator(backbone: Backbone, tensors: dict[str, Tensor], *, reorder: bo
     )
 
 
+# APT, DoubtedSteam/APT
+
+APT_NAMES: Table = {
+    r"^contacts\.branches\.(blocks\.\d+)\.attn\.U$": r"\1.attn.APT.mm_tokens",
+    r"^contacts\.branches\.(blocks\.\d+)\.attn\.A$": r"\1.attn.APT.mm.0.weight",
+    r"^contacts\.branches\.(blocks\.\d+)\.attn\.C$": r"\1.attn.APT.mm.1.weight",
+    r"^contacts\.branches\.(blocks\.\d+)\.attn\.s$": r"\1.attn.APT.scale",
+}
+
+
+def _apt(backbone: Backbone, tensors: dict[str, Tensor]) -> Model:
+    tokens, down = "blocks.0.attn.APT.mm_tokens", "blocks.0.attn.APT.mm.0.weight"
+    need("apt", tensors, tokens, down)
+    M, R, K = (len(tensors[name]) for name in (tokens, down, "head.weight"))
+    return build(backbone, "apt", classes=K, prompts=M, rank=R)
+
+
 READERS = {
     "hst": Reader(r"^T_Bridge_\d", _hst, _hst_name),
     "convpass": Reader(r"\.adapter_(attn|mlp)\.adapter_conv\.", _convpass, _by_table(CONVPASS_NAMES)),
     "sct": Reader(r"\.sct_(attn|mlp)\.adapt_linear\.|\.attn\.[qv]_l\.", _sct, _by_table(SCT_NAMES)),
     "consolidator": Reader(r"\.fc_rep_branches\.\d+\.", _consolidator, _by_table(CONSOLIDATOR_NAMES)),
+    "apt": Reader(r"\.attn\.APT\.mm_tokens$", _apt, _by_table(APT_NAMES)),
 }

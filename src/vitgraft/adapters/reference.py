@@ -29,6 +29,7 @@ def load(method: str, tensors: dict[str, Tensor], *, num_heads: int = 0, **setti
         sct           mode: "attn" unless given, "mlp" or "qkv"
                       indices: the channels, one [K] per block; in mode "qkv" one {"q": [K], "v": [K]} per block
         consolidator  reorder: False unless given, as in the released training
+        apt           nothing
 
     `model(images)` with normalised images [B, 3, H, W] gives the logits.
     """
