@@ -45,7 +45,9 @@ def test_the_settings_of_a_run_are_such_a_file(ground, tmp_path):
     assert call("fit", "--config", first / "settings.json", "--out", tmp_path / "again") == 0
     assert same(adapter_of(first), adapter_of(tmp_path / "again"))
     kept = json.loads((first / "settings.json").read_text())
-    assert (kept["method"], kept["rank"], kept["head_options"]) == ("hst+lora", 2, {"label_smoothing": 0.1})
+    assert (kept["method"], kept["rank"], kept["label_smoothing"]) == ("hst+lora", 2, 0.1)
+    assert kept["head_options"] == {}, "what follows from settings and data is no option of its own"
+    assert result_of(first)["head"]["options"] == {"label_smoothing": 0.1}
 
 
 def test_what_is_printed_says_everything_and_asks_for_the_same(ground, tmp_path, capsys):
@@ -85,6 +87,7 @@ def test_other_commands_have_it_too(ground, tmp_path, capsys):
         ("- epochs", "holds no options by name"),
         ("epochs: [", "cannot be read as YAML or JSON"),
         ("head_options: {widths: 3}", "has no option 'widths'"),
+        ("head_options: {label_smoothing: 0.3}", "label_smoothing of the head follows from the settings and the data"),
     ],
 )
 def test_what_a_file_cannot_mean_is_said(tmp_path, refused_fit, content, said):

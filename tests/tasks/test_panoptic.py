@@ -38,3 +38,12 @@ def test_it_is_fitted_measured_and_drawn(tmp_path, capsys):
     assert len(json.loads(capsys.readouterr().out)) >= 1
     assert len(list((tmp_path / "drawn").glob("*.jpg")) + list((tmp_path / "drawn").glob("*.png"))) == 2
     assert call(*words, "--resume") == 0
+    # Things are those of the data, not of the run that a fit starts from, nor of the one whose settings it takes.
+    for split in ("train2017", "val2017"):
+        file = root / "annotations" / f"panoptic_{split}.json"
+        file.write_text(file.read_text().replace('"name": "car", "isthing": 1', '"name": "tree", "isthing": 0'))
+    for more in (["--start", tmp_path / "run"], ["--config", tmp_path / "run" / "settings.json"]):
+        out = tmp_path / more[0].strip("-")
+        assert call("fit", root, *more, "--backbone", backbone, "--out", out, "--epochs", 1, "--quiet") == 0
+        assert result_of(out)["head"]["options"]["things"] == [1]
+        assert result_of(out)["data"]["classes"] == ["tree", "person", "sky"]

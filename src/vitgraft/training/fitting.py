@@ -87,12 +87,8 @@ def fit(
     settings = replace(settings, eval_split=settings.eval_split or _validation(found, settings.train_split))
     if settings.eval_split:
         found.split(settings.eval_split)
-    request = replace(
-        request,
-        root=found.root,
-        settings=settings,
-        head_options={**kind.head_options(settings, found), **request.head_options},
-    )
+    request = replace(request, root=found.root, settings=settings)
+    options_of_head = {**request.head_options, **_head_options(kind.head_options(settings, found), head_options or {})}
     asked = {**request.told(), "pictures": {name: len(split) for name, split in found.splits.items()}}
     with Console(quiet) as console:
         if first_process() and _already_done(out, found.root, asked, resume):
@@ -125,7 +121,7 @@ def fit(
                 classes=classes,
                 task=kind.name(),
                 head=request.head,
-                head_options=request.head_options,
+                head_options=options_of_head,
                 neck_blocks=settings.neck_blocks,
                 neck_width=settings.neck_width,
                 seed=settings.seed,
@@ -139,7 +135,19 @@ def fit(
         launched = fabric(settings)  # after everything that can be wrong with the request
         launched.launch()
         return _Fitting(
-            out, asked, settings, kind, found, model, preprocess, launched, skip_bad, console, notes, started
+            out,
+            asked,
+            options_of_head,
+            settings,
+            kind,
+            found,
+            model,
+            preprocess,
+            launched,
+            skip_bad,
+            console,
+            notes,
+            started,
         ).run()
 
 
@@ -150,6 +158,7 @@ class _Fitting:
         self,
         out: Path,
         asked: dict[str, Any],
+        head_options: dict[str, Any],
         settings: Settings,
         task: Task,
         found: Any,
@@ -161,6 +170,7 @@ class _Fitting:
         notes: list[str],
         started: dict[str, Any] | None,
     ) -> None:
+        self.head_options = head_options
         self.out, self.asked, self.settings, self.task, self.found = out, asked, settings, task, found
         self.model, self.preprocess, self.fabric, self.console = model, preprocess, fabric, console
         self.skipped, self.notes, self.started = 0, notes, started
@@ -320,7 +330,7 @@ class _Fitting:
             "task": self.asked["task"],
             "head": {
                 "name": self.asked["head"],
-                "options": self.asked["head_options"],
+                "options": self.head_options,
                 **{name: getattr(settings, name) for name in adapter.NECK},
             },
             "method": self.asked["method"],
@@ -391,6 +401,17 @@ def _as_folder(data: Any, out: Path, resume: bool, quiet: bool) -> tuple[Path, s
         task = in_memory.as_folder(data, folder, progress=console.bar("writing", "pictures"))
         console.line(f"written   {folder}: the pictures as the data set gives them, once")
     return folder, task
+
+
+def _head_options(own: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a head that follow from the settings and the data; RequestError where others were given."""
+    for name, value in own.items():
+        if name in given and given[name] != value:
+            raise RequestError(
+                f"{name} of the head follows from the settings and the data, and is {value}, but {given[name]} was "
+                "given: leave it out of the head's options."
+            )
+    return own
 
 
 def _holds_a_run(out: Path) -> RequestError:
