@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_dense import noise
+from helpers_dense import index_mask, noise
 from PIL import Image
 
 from vitgraft.common.errors import RequestError
@@ -563,6 +563,34 @@ def test_dialects_of_yolo(tmp_path: Path, line: str, yaml: str, classes: tuple[s
     data = read_dense(tmp_path, "detect")
     assert data.classes == classes
     assert data.split("train").objects[0].boxes == pytest.approx(np.array([[5, 6, 25, 16]]), abs=1e-3)
+
+
+def test_fiftyone_s_data_and_labels(tmp_path: Path) -> None:
+    for k in range(5):
+        for kind in ("voc", "masks"):
+            noise(tmp_path / kind / "data" / f"{k}.png", SIZE, seed=k)
+        put(tmp_path / "voc" / "labels" / f"{k}.xml", XML)
+        index_mask(tmp_path / "masks" / "labels" / f"{k}.png", (np.arange(SIZE[1]) > 30) * 255, SIZE)
+    assert recognise(tmp_path / "voc") == "detect"
+    assert sum(len(split) for split in read_dense(tmp_path / "voc", "detect").splits.values()) == 5
+    assert recognise(tmp_path / "masks") == "segment"
+    assert read_dense(tmp_path / "masks", "segment").classes == ("background", "foreground")
+
+
+def test_oriented_boxes_of_yolo(tmp_path: Path) -> None:
+    """As their enclosing boxes, said; as polygons for who asks."""
+    for split in ("train", "val"):
+        for k in range(2):
+            noise(tmp_path / "images" / split / f"{k}.png", (40, 60), seed=k)
+            label = tmp_path / "labels" / split / f"{k}.txt"
+            label.parent.mkdir(parents=True, exist_ok=True)
+            label.write_text("0 0.5 0.25 0.75 0.5 0.5 0.75 0.25 0.5\n0 0.1 0.2 0.2 0.1 0.4 0.3 0.3 0.4\n")
+    (tmp_path / "classes.txt").write_text("ship\n")
+    assert recognise(tmp_path) == "detect"
+    found = read_dense(tmp_path, "detect")
+    assert found.splits["train"].objects[0].boxes.tolist()[0] == [15, 10, 45, 30]
+    assert any("polygons were read as the boxes around them" in note for note in found.notes)
+    assert read_dense(tmp_path, "instance").splits["train"].objects[0].segmentations is not None
 
 
 def test_polygons_of_yolo(tmp_path: Path) -> None:

@@ -135,7 +135,8 @@ def walk(root: Path) -> Iterator[Folder]:
             elif name in TRUTH:
                 yield from visit(folder, split, True, rest, depth - 1)
             else:
-                yield from visit(folder, split, truth, rest if name in PICTURES else (*rest, name), depth - 1)
+                plain = name in PICTURES or name == "data"  # FiftyOne's, which elsewhere is a folder around a set
+                yield from visit(folder, split, truth, rest if plain else (*rest, name), depth - 1)
 
     return visit(root, None, False, (), DEPTH)
 

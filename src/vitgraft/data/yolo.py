@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml  # type: ignore[import-untyped]
 
 from ..common.errors import RequestError
@@ -16,6 +17,7 @@ from .objects import Entry, Fault, Row, Tally, fitted, picture_size, truth_besid
 from .tables import text_lines, text_of
 from .truth import DenseSet, Problem, gathered
 
+TURNED = 0.004  # parts of a picture by which corners may be off, and are askew
 LAYOUT = "images/SPLIT/FILE with labels/SPLIT/STEM.txt and data.yaml or classes.txt"
 CONFIDENCE = "# boxes had a sixth number, a confidence, which was not read"
 ENCLOSED = "# polygons were read as the boxes around them"
@@ -47,9 +49,21 @@ def _lines(root: Path, files: int) -> Iterator[list[str]]:
 
 
 def has_polygons(root: Path) -> bool:
-    """Whether every line that is looked at is a polygon."""
-    counts = [len(words) for words in _lines(root, 200)]
-    return bool(counts) and all(count > 6 and count % 2 for count in counts)
+    """Whether every line that is looked at is a polygon, and they are no oriented boxes."""
+    lines = list(_lines(root, 200))
+    polygons = bool(lines) and all(len(words) > 6 and len(words) % 2 for words in lines)
+    return polygons and not _are_oriented_boxes(lines)
+
+
+def _are_oriented_boxes(lines: list[list[str]]) -> bool:
+    """Whether all polygons have four corners and opposite sides that are equal, and some lie askew: a rectangle that is
+    turned is so in parts of the picture too."""
+    if any(len(words) != 9 for words in lines):
+        return False
+    corners = np.array([words[1:] for words in lines], dtype=float).reshape(-1, 4, 2)
+    off = np.abs(corners[:, 0] + corners[:, 2] - corners[:, 1] - corners[:, 3])
+    askew = np.abs(corners[:, 0] - corners[:, 1]).min(axis=1)
+    return bool((off < TURNED).all() and (askew > TURNED).any())
 
 
 def _number(word: str) -> bool:
