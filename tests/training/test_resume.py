@@ -32,7 +32,7 @@ EXACT = ["--precision", "32", "--drop-path", "0.2", "--epochs", EPOCHS, "--lr", 
 WAYS = {
     "published": [],
     "detached": ["--detached"],
-    "averaged": ["--method", "bitfit", "--ema", "0.9", "--clip", "0.5"],
+    "averaged": ["--ema", "0.9", "--clip", "0.5"],
 }
 
 
