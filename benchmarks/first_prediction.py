@@ -19,10 +19,10 @@ from . import measure
 ROOT = Path(__file__).parents[1]
 PICTURES = 100
 OURS = """
-import sys
-import vitgraft
-run = vitgraft.fit(sys.argv[1], method="lora", backbone=sys.argv[2], image_size=112, epochs=10, out=sys.argv[4])
-print(run.predict(sys.argv[3]))
+import sys, vitgraft
+data, backbone, picture, out = sys.argv[1:]
+run = vitgraft.fit(data, method="lora", backbone=backbone, image_size=112, epochs=10, batch_size=16, out=out)
+print(run.predict(picture))
 """
 BY_HAND = """
 import math, random, sys
@@ -46,7 +46,7 @@ images = torch.stack([transform(Image.open(path).convert("RGB")) for path, _ in 
 labels = torch.tensor([label for _, label in pairs])
 train = [i for i in range(len(pairs)) if i not in held_out]
 optimiser = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-3, weight_decay=1e-4)
-batch, epochs = 64, 10
+batch, epochs = 16, 10
 steps = epochs * math.ceil(len(train) / batch)
 schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, total_steps=steps, pct_start=0.1)
 for _ in range(epochs):
