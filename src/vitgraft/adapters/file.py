@@ -104,24 +104,20 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
-def kept(header: dict[str, Any]) -> str:
-    """What the backbone's matrices were in memory when the adapter was trained."""
-    return header["protocol"].get("backbone_dtype", BACKBONE_DTYPES[0])
-
-
 NECK = ("neck_blocks", "neck_width")  # of a header's head
 
 
-def load(path: str | Path, backbone: Backbone | None = None) -> Adapter:
-    """The model of an adapter file, in evaluation mode; the backbone is loaded by its name unless it is given.
+def load(path: str | Path, backbone: Backbone | str | None = None) -> Adapter:
+    """The model of an adapter file, in evaluation mode; the backbone is loaded by its name, or by that which is given.
 
     A backbone with another fingerprint is a RequestError: its features are not those that the adapter was trained on.
     """
     tensors, header = read(path)
-    named = header["backbone"]
+    dtype = header.get("protocol", {}).get("backbone_dtype", BACKBONE_DTYPES[0])  # what it was trained on
+    if isinstance(backbone, str):
+        backbone = Backbone.load(backbone, dtype=dtype)
     try:
-        if backbone is None:
-            backbone = Backbone.load(named["name"], dtype=kept(header))
+        backbone = backbone or Backbone.load(header["backbone"]["name"], dtype=dtype)
     except VitgraftError as error:
         raise type(error)(
             f"{path} needs the backbone that it was trained on, but {error} Name it with --backbone."

@@ -78,10 +78,7 @@ class Run:
     @cached_property
     def adapter(self) -> adapter.Adapter:
         """The loaded adapter; the backbone is loaded at the first use."""
-        given = self._backbone
-        if isinstance(given, str):
-            given = Backbone.load(given, dtype=adapter.kept(adapter.read(self.file)[1]))
-        return adapter.load(self.file, given)
+        return adapter.load(self.file, self._backbone)
 
     @property
     def task(self) -> Task:

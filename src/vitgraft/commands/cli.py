@@ -16,7 +16,7 @@ from ..common import plugins
 from ..common.errors import RequestError, VitgraftError, WorkError, near_misses
 from ..common.settings import BACKBONE, DENSE, DENSE_METHOD, METHOD, WHOLE, Settings
 from . import config
-from .options import values
+from .options import taken, values
 
 if TYPE_CHECKING:
     from ..data.check import Checked
@@ -194,25 +194,12 @@ def _run_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="JSON on standard output")
 
 
-def _without_plugins(words: list[str]) -> tuple[list[str], list[str]]:
-    """The words without those of --plugin, which may stand before or behind any command; and the files it names."""
-    kept, files, rest = [], [], iter(words)
-    for word in rest:
-        if word == "--plugin":
-            files.append(next(rest, ""))
-        elif word.startswith("--plugin="):
-            files.append(word.partition("=")[2])
-        else:
-            kept.append(word)
-    return kept, files
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command; a word that nobody knows is a RequestError."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    words, files = _without_plugins(words)
+    files, words = taken(words, "--plugin")  # before or behind any command
     plugins.add(*files)
-    file = config.file_of(words)
+    file = next(iter(taken(words, "--config")[0]), None)
     options = config.read(file) if file else {}
 
     def parsed(method: type[Method] | None = None, *, final: bool = True) -> tuple[argparse.Namespace, list[str]]:

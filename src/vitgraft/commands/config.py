@@ -42,16 +42,6 @@ def chosen(main: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Argu
     return command
 
 
-def file_of(words: Sequence[str]) -> str | None:
-    """The file after --config, if there is one among the words of a command line."""
-    for k, word in enumerate(words):
-        if word == "--config" and k + 1 < len(words):
-            return words[k + 1]
-        if word.startswith("--config="):
-            return word.partition("=")[2]
-    return None
-
-
 def read(path: str) -> dict[str, Any]:
     """The options in a file, by name; RequestError where it holds none."""
     try:

@@ -35,3 +35,16 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def taken(words: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
+    """What stands behind every `flag VALUE` and `flag=VALUE`, before any command is known; and the other words."""
+    found, others, rest = [], [], iter(words)
+    for word in rest:
+        if word == flag:
+            found.append(next(rest, ""))
+        elif word.startswith(f"{flag}="):
+            found.append(word.partition("=")[2])
+        else:
+            others.append(word)
+    return found, others

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,16 +36,27 @@ def coco_files(root: Path) -> list[File]:
 
     In the first folder that has some, those called instances_SPLIT.json alone, else every JSON file of that form.
     """
-    for folder in (root, root / "annotations", *folders_in(root)):
-        files = [file for file in files_in(folder) if file.suffix.lower() == ".json"] if folder.is_dir() else []
+    for folder, files in json_files(root):
         named = [file for file in files if _FILE.fullmatch(file.name)]
         found = [File(file, *split_named(file)) for file in named or files if named or _is_coco(file)]
         if folder.parent == root and folder.name != "annotations" and found:  # SPLIT/_annotations.coco.json
             beside = (file for other in folders_in(root) if other != folder for file in files_in(other))
             found += [File(f, *split_named(f)) for f in beside if f.suffix.lower() == ".json" and _is_coco(f)]
         if found:
-            return sorted(found, key=lambda file: (SPLITS.index(file.split) if file.split else len(SPLITS), file.path))
+            return in_order(found)
     return []
+
+
+def json_files(root: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """The folders in which annotations may lie, with their JSON files."""
+    for folder in (root, root / "annotations", *folders_in(root)):
+        if folder.is_dir():
+            yield folder, [file for file in files_in(folder) if file.suffix.lower() == ".json"]
+
+
+def in_order(files: Iterable[File]) -> list[File]:
+    """By split, those of none last."""
+    return sorted(files, key=lambda file: (SPLITS.index(file.split) if file.split else len(SPLITS), file.path))
 
 
 def split_named(file: Path) -> tuple[str | None, str]:
@@ -123,6 +134,7 @@ class Content(NamedTuple):
     annotations: list[dict[str, Any]]
     names: dict[str, str]  # of the categories, by id in ascending order
     above: set[str]  # names that are the supercategory of another
+    things: set[str]  # names that are countable: all, where the file does not say
 
 
 def key_of(value: Any) -> str:
@@ -148,7 +160,8 @@ def load(file: File) -> Content:
     order = sorted(pairs, key=lambda pair: int(key_of(pair[0])) if numbers else key_of(pair[0]))
     above = {str(category.get("supercategory")) for category in categories if category.get("supercategory")}
     names = {key_of(key): same_form(name.strip()) for key, name in order}
-    return Content(file, images, annotations, names, above)
+    things = {names[key_of(category["id"])] for category in categories if category.get("isthing", 1)}
+    return Content(file, images, annotations, names, above, things)
 
 
 def _names(root: Path, contents: Sequence[Content], problems: list[Problem], notes: list[str]) -> tuple[str, ...]:

@@ -17,7 +17,9 @@ from .coco import (
     Content,
     File,
     Index,
+    in_order,
     is_panoptic,
+    json_files,
     key_of,
     load,
     parsed,
@@ -25,7 +27,7 @@ from .coco import (
     place_of,
     split_named,
 )
-from .folders import SPLITS, files_in, folders_in, some
+from .folders import SPLITS, some
 from .mask_values import checked_names, segment_ids
 from .objects import Entry, Fault, Row, Tally, check_class, fitted
 from .pictures import reason_of
@@ -37,11 +39,9 @@ LAYOUT = "panoptic_SPLIT.json beside the folder panoptic_SPLIT/ of its PNGs"
 
 def panoptic_files(root: Path) -> list[File]:
     """The annotation files of that form, in the first folder that has some; [] where there are none."""
-    for folder in (root, root / "annotations", *folders_in(root)):
-        files = [file for file in files_in(folder) if file.suffix.lower() == ".json"] if folder.is_dir() else []
-        found = [File(file, *split_named(file)) for file in files if _is_one(file)]
-        if found:
-            return sorted(found, key=lambda file: (SPLITS.index(file.split) if file.split else len(SPLITS), file.path))
+    for _, files in json_files(root):
+        if found := [File(file, *split_named(file)) for file in files if _is_one(file)]:
+            return in_order(found)
     return []
 
 
@@ -80,7 +80,7 @@ def read_panoptic(
         except Fault as fault:
             problems.append(Problem(file.path, "", str(fault), fatal=True))
             continue
-        names |= {name: name in _things(file.path) for name in content.names.values() if name not in names}
+        names = {**{name: name in content.things for name in content.names.values()}, **names}
         found.setdefault(file.split, []).extend(_segmented(index, content, problems))
     if len(found) < len(files):
         sentence = f"several of {some(f.path.name for f in files)} are of one split; keep one file for each"
@@ -99,11 +99,6 @@ def read_panoptic(
     numbers = tuple(k for k, name in enumerate(known) if name in things)
     splits = {name: replace(split, things=numbers) for name, split in data.splits.items()}
     return replace(data, splits=splits, things=tuple(known[k] for k in numbers))
-
-
-def _things(file: Path) -> set[str]:
-    """The categories that are countable; all where the file does not say."""
-    return {str(c["name"]).strip() for c in parsed(file)["categories"] if c.get("isthing", 1)}
 
 
 def _segmented(index: Index, content: Content, problems: list[Problem]) -> Iterator[_Picture]:

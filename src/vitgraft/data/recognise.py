@@ -79,7 +79,7 @@ def _read(root: Path, task: str, classes: tuple[str, ...] | None, problems: list
     notes: list[str] = []
     root = unwrapped(root, notes)
     given = (classes, problems, notes, seed)
-    if panoptic.panoptic_files(root) and (task in ("segment", "panoptic") or not coco.coco_files(root)):
+    if (task in ("segment", "panoptic") or not coco.coco_files(root)) and panoptic.panoptic_files(root):
         return panoptic.read_panoptic(root, task, *given)
     if task == "segment" and (masks.has_masks(root) or all((root / inner).is_dir() for inner in ("images", "masks"))):
         return masks.read_masks(root, *given)

@@ -211,7 +211,9 @@ def _inject(given: dict[str, Any], backbone: Backbone) -> tuple[nn.Module, dict[
         config = kinds[kind](**{**given, **OURS})
         if config.is_prompt_learning or config.is_adaption_prompt:
             raise TypeError("it is made for language models of the package transformers; here vpt adds tokens")
-        copies = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in backbone.vit.parameters()}
+        copies = {
+            id(p): nn.Parameter(exact(p.detach()).clone(), requires_grad=False) for p in backbone.vit.parameters()
+        }
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Unsupported layer type")  # of every LayerNorm that is timm's own class
             model = peft.get_peft_model(copy.deepcopy(backbone.vit, copies), config)
