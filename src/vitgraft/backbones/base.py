@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ from ..contacts import Contacts
 from ..data.preprocess import Preprocess
 from ..features import Activations
 from .weights import Loaded, load
+
+# How torchao, which peft imports too, registers its enums is deprecated: no news to a user.
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 ROLES = ("q", "k", "v", "qkv", "proj", "fc1", "fc2")
 
