@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from .common.settings import Settings
     from .method import Method
     from .model import Model, build
+    from .serve.bank import Bank
     from .training.fitting import fit
 
 # name -> the module that has it, and its name there; None: the module itself
 _HOMES = {
+    "Bank": ("serve.bank", "Bank"),
     "Backbone": ("backbones", "Backbone"),
     "Method": ("method", "Method"),
     "Model": ("model", "Model"),
@@ -47,6 +49,7 @@ _HOMES = {
 
 __all__ = [
     "Backbone",
+    "Bank",
     "Method",
     "Model",
     "Run",

@@ -20,8 +20,10 @@ Names are timm's, by path: `blocks.3.attn.qkv` (linear), `blocks.3.norm1.weight`
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from .common.errors import RequestError, near_misses
@@ -75,9 +77,10 @@ class Contacts(nn.Module):
         # Backward computes each block once more: those of a side network, and the backbone's own where something trains
         # inside it; active in training only.
         self.gradient_checkpointing = False
+        self.rows: tuple[Contacts, ...] = ()  # of the methods whose pictures share a batch: see `side_by_side`
         self.change_at: dict[str, Change] = {}
-        self.branch_at: dict[str, nn.Module] = {}
-        self.after_at: dict[str, nn.Module] = {}
+        self.branch_at: dict[str, Callable[..., Tensor]] = {}
+        self.after_at: dict[str, Callable[..., Tensor]] = {}
         self._changed: dict[str, dict[str, Change]] = {}  # path -> relative path -> change
         self._own: dict[str, dict[str, nn.Parameter]] = {}  # path -> relative name -> trained copy
 
@@ -111,6 +114,10 @@ class Contacts(nn.Module):
     def own(self, path: str) -> dict[str, nn.Parameter]:
         """The trained copies of the tensors under `path`, "" for all of them, by their names relative to it."""
         return self._own.get(path, {})
+
+    def touches(self, path: str) -> bool:
+        """Whether a tensor or a layer under `path` is another one than the backbone's."""
+        return path in self._own or path in self._changed
 
     def tensors(self, path: str, module: nn.Module) -> dict[str, Tensor]:
         """What stands in the place of tensors of the module at `path`, by their names relative to it."""
@@ -207,6 +214,44 @@ class Contacts(nn.Module):
         self.after_at |= other.after_at
         self.tokens |= other.tokens
         self.taps |= other.taps
+
+
+def side_by_side(rows: Sequence[Contacts]) -> Contacts:
+    """What a pass over a batch asks whose pictures are for different methods: the i-th of them for `rows[i]`.
+
+    Layers that none has touched are one product for the whole batch; a branch, a change or a trained copy sees the
+    picture of its own method alone. For inference. All must have as many extra tokens in the same blocks, and train no
+    tensors but those of LayerNorms and linear layers. Taps are those of all, as they are.
+    """
+    found = Contacts()
+    found.rows = tuple(rows)
+    for first, (_, last) in rows[0].tokens.items():
+        found.tokens[first] = (nn.Parameter(torch.cat([row.tokens[first][0] for row in rows]), False), last)
+    for row in rows:
+        found.taps |= dict.fromkeys(row.taps, False)
+        for path in row.branch_at:
+            found.branch_at.setdefault(path, _Branches([row.branch_at.get(path) for row in rows]))
+        for path in row.after_at:
+            found.after_at.setdefault(path, _Afters([row.after_at.get(path) for row in rows]))
+    return found
+
+
+class _Branches:
+    """One branch or none for each picture of a batch."""
+
+    def __init__(self, branches: Sequence[Callable[..., Tensor] | None]) -> None:
+        self.branches = branches
+
+    def __call__(self, inputs: Tensor, outputs: Tensor, grid: tuple[int, int]) -> Tensor:
+        pairs = zip(self.branches, inputs.split(1), outputs.split(1), strict=True)
+        return torch.cat([torch.zeros_like(y) if f is None else f(x, y, grid).to(y.dtype) for f, x, y in pairs])
+
+
+class _Afters(_Branches):
+    """One module or none behind a sub-layer for each picture of a batch."""
+
+    def __call__(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.cat([x if f is None else f(x) for f, x in zip(self.branches, x.split(1), strict=True)])
 
 
 def _splits(name: str) -> list[tuple[str, str]]:

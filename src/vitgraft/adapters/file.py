@@ -104,6 +104,15 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
+def digest_of(path: Path) -> str:
+    """What an adapter file holds, in a word: it is in its header, and checked by `read`."""
+    try:
+        with safe_open(path, "pt") as file:
+            return str(json.loads((file.metadata() or {}).get("vitgraft", "null"))["digest"])
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError):
+        return ""  # `read` says what is wrong
+
+
 NECK = ("neck_blocks", "neck_width")  # of a header's head
 
 

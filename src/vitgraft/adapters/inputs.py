@@ -6,6 +6,7 @@ import glob
 import tempfile
 import urllib.request
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from PIL import Image
 from ..common.errors import RequestError, WorkError
 from ..data.folders import folders_in, pictures_in
 from ..data.in_memory import encoded
+from ..measures.prediction import Prediction
 
 SECONDS, BYTES = 30, 1 << 28  # that an address may take, and that may come from it
 FORMS = (
@@ -32,6 +34,12 @@ class Inputs(NamedTuple):
     names: list[str]
     single: bool
     folder: Any
+
+
+def named(found: Prediction, taken: Inputs, k: int) -> Prediction:
+    """The prediction with the name and the place of its picture, the k-th of those that were given."""
+    rows = [{**row, "picture": taken.names[k]} for row in found.rows]
+    return replace(found, index=k, picture=taken.names[k], rows=rows, source=str(taken.paths[k]), keeps=taken.folder)
 
 
 def inputs(given: Any) -> Inputs:

@@ -32,11 +32,10 @@ from ..engine.answers import Answer, answers
 from ..engine.devices import fabric
 from ..measures import Evaluation
 from ..measures.accuracy import among
-from ..measures.prediction import Prediction
 from ..pages import report
 from ..tasks.base import Task
 from . import file as adapter
-from .inputs import Inputs, inputs
+from .inputs import inputs, named
 
 
 class Run:
@@ -107,7 +106,7 @@ class Run:
                 as_folder(root, Path(folder) / "pictures", alone=split)
                 written = Path(folder) / "pictures"
                 return self.evaluate(written, split, shown_only=shown_only, skip_bad=skip_bad, quiet=quiet)
-        settings = self._settings()
+        settings = settings_of(self.adapter.header)
         found = self.task.read(Path(root), seed=settings.seed, classes=self.classes, skip_bad=skip_bad)
         ask = self.task.answer(settings, self.adapter.preprocess)
         if shown_only:
@@ -126,25 +125,20 @@ class Run:
         unless given. skip_bad: leave out what cannot be read as a picture, which is an error otherwise.
         """
         taken = inputs(pictures)
-        settings = replace(self._settings(), workers=0)
+        settings = replace(settings_of(self.adapter.header), workers=0)
         settings = replace(settings, batch_size=batch_size or settings.batch_size)
         split = self.task.unlabelled(taken.paths)
         with Console(quiet) as console:
             ask = self.task.answer(settings, self.adapter.preprocess)
             loaded, given, _ = self._answers(split, settings, skip_bad, console, ask)
             index = {str(path): k for k, path in enumerate(taken.paths)}
-            found = [self._named(each, taken, index) for each in self.task.predictions(given, loaded, self.classes)]
+            every = len(index) == len(taken.paths)  # no path comes twice
+            found = [
+                named(each, taken, index[each.picture] if every else each.index)
+                for each in self.task.predictions(given, loaded, self.classes)
+            ]
         found.sort(key=lambda each: each.index)
         return found[0] if taken.single and found else found
-
-    @staticmethod
-    def _named(found: Prediction, taken: Inputs, index: dict[str, int]) -> Prediction:
-        """The prediction with the name and the place of its picture among those that were given."""
-        k = found.index if len(index) < len(taken.paths) else index[found.picture]
-        rows = [{**row, "picture": taken.names[k]} for row in found.rows]
-        return replace(
-            found, index=k, picture=taken.names[k], rows=rows, source=str(taken.paths[k]), keeps=taken.folder
-        )
 
     def __repr__(self) -> str:
         told = self.result
@@ -174,8 +168,10 @@ class Run:
         given = answers(model, pictures, preprocess, used, ask, batch_size=settings.batch_size, store=store)
         return pictures, given, used
 
-    def _settings(self) -> Settings:
-        told = self.adapter.header["protocol"]
-        return Settings(
-            **{name: told[name] for name in Settings.names() if name in told} | {"devices": 1, "device": "auto"}
-        )
+
+def settings_of(header: dict[str, Any]) -> Settings:
+    """The settings of the fit that wrote an adapter of this header, for one device, whichever there is."""
+    told = header["protocol"]
+    return Settings(
+        **{name: told[name] for name in Settings.names() if name in told} | {"devices": 1, "device": "auto"}
+    )

@@ -168,6 +168,10 @@ class Backbone(nn.Module):
         """tokens [B, P+N, D] after the final norm -> [B, D], as the weights were trained to be pooled."""
         raise NotImplementedError
 
+    def tapped(self, x: Tensor, normalised: bool) -> Tensor:
+        """A block's output [B, P+N, D] in the form in which a method asks for it."""
+        raise NotImplementedError
+
     def train(self, mode: bool = True) -> Backbone:
         """Stays in evaluation mode: drop path of the frozen blocks is the method's setting, dropout is none."""
         return super().train(False)

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from ..contacts import Contacts
 from ..features import Activations
 from ..kernels.attention import attention
-from ..kernels.linear import frozen_linear
+from ..kernels.linear import Change, frozen_linear
 from ..kernels.recompute import checkpointed, recomputed
 from ..kernels.rotary import Rotary
 from .base import Backbone, Block, Part, drop_path
@@ -111,7 +111,7 @@ class Transformer(Backbone):
         rotary = self._rotary(grid, c)
         M = last = 0  # how many extra tokens stand in front, and their last block
         if -1 in c.taps:
-            found.taps[-1] = self._tap(x, c.taps[-1])
+            found.taps[-1] = self.tapped(x, c.taps[-1])
         for i, block in enumerate(self.blocks):
             if i in firsts:
                 x, grid = self._merge_patches(firsts[i], x, grid, c)
@@ -128,9 +128,9 @@ class Transformer(Backbone):
                 found.extra[i], x = x.split([M, x.shape[1] - M], dim=1)
                 M = 0
             if i in c.taps:
-                found.taps[i] = self._tap(x[:, M:] if M else x, c.taps[i])
+                found.taps[i] = self.tapped(x[:, M:] if M else x, c.taps[i])
             if i in patches:
-                found.patches.append(self._tap(x[:, M + self.prefix :], True))
+                found.patches.append(self.tapped(x[:, M + self.prefix :], True))
         found.tokens = self._call("norm", x, c)
         return found
 
@@ -179,7 +179,7 @@ class Transformer(Backbone):
         gamma: Tensor = getattr(self._at[folder], leaf) if own is None else own
         return gamma
 
-    def _tap(self, x: Tensor, normalised: bool) -> Tensor:
+    def tapped(self, x: Tensor, normalised: bool) -> Tensor:
         return recomputed(partial(F.layer_norm, normalized_shape=(x.shape[-1],)), x) if normalised else x
 
     def _attention(self, path: str, x: Tensor, c: Contacts, where: Where) -> Tensor:
@@ -238,12 +238,32 @@ class Transformer(Backbone):
         module: Any = self._at.get(path)
         if module is None or type(module) is nn.Identity:
             return x
+        if c.rows:
+            return self._row_by_row(path, x, c.rows)
         if path in self.linears:
             own, compute = c.own(path), c.change_at.get(path, frozen_linear)
             bias = self._bias(path, c) if path in self._biases else own.get("bias", module.bias)
             return compute(x, own.get("weight", module.weight), bias)
         tensors = c.tensors(path, module)
         return functional_call(module, tensors, (x,)) if tensors else module(x)
+
+    def _row_by_row(self, path: str, x: Tensor, rows: tuple[Contacts, ...]) -> Tensor:
+        """The same for pictures of several methods: as it is for all, and anew for those whose method touches it.
+
+        x [B n, ...] holds n parts of each of the B pictures (windows, where there are some). What one of them gets does
+        not depend on the others: shapes of products are the same whoever they are.
+        """
+        touched = [i for i, row in enumerate(rows) if row.touches(path)]
+        changes = {i: rows[i].change_at[path] for i in touched if path in rows[i].change_at and not rows[i].own(path)}
+        upon = {i: change for i, change in changes.items() if type(change).upon is not Change.upon}
+        alone = len(touched) - len(upon) == len(rows)  # nobody wants the product of all
+        y = x if alone else self._call(path, x, self._no_contacts)
+        if not touched:
+            return y
+        given, found = (list(of.split(len(of) // len(rows))) for of in (x, y))
+        for i in touched:
+            found[i] = upon[i].upon(given[i], found[i]) if i in upon else self._call(path, given[i], rows[i])
+        return torch.cat(found)
 
     def bias_names(self, path: str) -> tuple[str, ...]:
         folder = path.rpartition(".")[0]

@@ -28,6 +28,11 @@ class Change(nn.Module):
         """Of a linear layer: x [B, P+N, in] -> [B, P+N, out]."""
         return F.linear(x, *self.merged(exact(weight), bias))
 
+    def upon(self, x: Tensor, y: Tensor) -> Tensor:
+        """The outputs, from x [B, P+N, in] and what the layer makes of it unchanged, y [B, P+N, out], where that is
+        cheaper than a product of the change's own: y may be of a batch that other methods share."""
+        raise NotImplementedError
+
 
 class Effective(Change):
     """A change whose training step costs what the frozen layer's does, and its own few gradients.

@@ -106,9 +106,11 @@ class Slices(Change):
         return weight + update, bias
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self.upon(x, frozen_linear(x, weight, bias))
+
+    def upon(self, x: Tensor, y: Tensor) -> Tensor:
         f = self.shared[0]
         core = f.core(self.first, self.n)
-        y = frozen_linear(x, weight, bias)
         if self.inwards:
             low = F.linear(x.unflatten(-1, (self.n, -1)), f.u)  # [B, T, n, R]
             low = F.linear(low.flatten(-2), core.transpose(0, 1).flatten(1))

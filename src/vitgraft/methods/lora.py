@@ -95,5 +95,7 @@ class LowRank(Effective):
         # In 16 bits the sum of a weight and a small update is the weight.
         if torch.finfo(compute_dtype(x)).bits > 16 and not (self.drop.p and self.training):
             return super().forward(x, weight, bias)
-        low = F.linear(self.drop(x), self.A)
-        return frozen_linear(x, weight, bias) + widen(low, self.scale * self.up())
+        return self.upon(x, frozen_linear(x, weight, bias))
+
+    def upon(self, x: Tensor, y: Tensor) -> Tensor:
+        return y + widen(F.linear(self.drop(x), self.A), self.scale * self.up())

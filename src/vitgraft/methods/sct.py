@@ -194,7 +194,9 @@ class SalientOutputs(Change):
         self.parts = nn.ModuleDict(parts)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y = frozen_linear(x, weight, bias)
+        return self.upon(x, frozen_linear(x, weight, bias))
+
+    def upon(self, x: Tensor, y: Tensor) -> Tensor:
         for salient in self.parts.values():
             y = salient(y)
         return y

@@ -53,5 +53,7 @@ class ScaleShift(Change):
         return gamma * weight, bias
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y = frozen_linear(x, weight, bias)
+        return self.upon(x, frozen_linear(x, weight, bias))
+
+    def upon(self, x: Tensor, y: Tensor) -> Tensor:
         return self.gamma * y if self.beta is None else torch.addcmul(self.beta.to(y.dtype), self.gamma.to(y.dtype), y)

@@ -1,0 +1,525 @@
+"""Many tasks on one frozen backbone: what they share of a picture is computed once.
+
+A pass through the backbone is shared by all tasks whose method leaves it alone. Tasks that touch it have a place each
+in a batch, in which the layers that none has touched are one product for all (`contacts.side_by_side`).
+
+An answer is bit for bit the same whether the bank holds one task or fifty, and whatever else is asked at the time:
+every product that it goes through has the same shape always. Batches of a pass are full, filled up where pictures are
+missing; what is one task's own sees one picture.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import tasks as kinds
+from ..adapters import file as adapter
+from ..adapters.inputs import Inputs, inputs, named
+from ..adapters.run import Run, settings_of
+from ..backbones import Backbone
+from ..common.errors import RequestError, WorkError, near_misses
+from ..common.settings import BACKBONE_DTYPES, Settings
+from ..contacts import Contacts, side_by_side
+from ..data import BadPicture, Batch, LoadedPictures, Preprocess, open_picture
+from ..engine.answers import Answer, ask
+from ..engine.devices import kind_of, resolved_precision
+from ..features import Activations
+from ..measures.prediction import Prediction
+from ..model import Model
+from ..tasks.base import Task
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # of a task: a file's, an address's
+DECODERS = 4  # threads, of one request
+ON_A_GPU = 16  # pictures of one pass; a processor is as quick with one
+
+
+@dataclass(eq=False)
+class Entry:
+    """One task of a bank. The model may be away, and comes back by its file."""
+
+    name: str
+    file: Path
+    digest: str
+    header: Mapping[str, Any]
+    task: Task
+    preprocess: Preprocess
+    settings: Settings
+    ask: Answer
+    detached: bool  # its method leaves the backbone alone
+    bytes: int  # of its tensors in memory
+    file_bytes: int
+    model: Model | None
+    asked: int = 0  # pictures
+    seconds: float = 0.0  # of what is its own, after a pass that it shares
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.header["classes"])
+
+    @property
+    def sees(self) -> tuple[Any, ...]:
+        """What tasks that see the same of a picture have in common."""
+        return type(self.task).load, self.preprocess, self.settings.sliding
+
+
+class Question(NamedTuple):
+    """One picture and one task. Tasks that see the same of a picture have one batch of it."""
+
+    entry: Entry
+    pictures: LoadedPictures  # that picture alone
+    batch: Batch
+
+    def predicted(self, answer: Any) -> Prediction:
+        """What the head's answer says."""
+        return next(self.entry.task.predictions([(self.batch, answer)], self.pictures, self.entry.classes))
+
+
+@dataclass(eq=False)
+class Place:
+    """One row of a pass: a picture, and the contacts that it meets: of one task, or of several that leave the backbone
+    alone."""
+
+    seen: Tensor  # [1, 3, H, W], as the backbone sees the picture
+    contacts: Contacts
+    alike: tuple[Any, ...]  # which places may share a batch
+    questions: list[int] = field(default_factory=list)
+    patches: set[int] = field(default_factory=set)
+
+
+class Bank:
+    """Adapters of many tasks on one backbone, each by a name; they may be added, replaced and dropped while it answers.
+
+    backbone: a name, a file or a loaded Backbone; the one that the first adapter names, unless given. adapters: name ->
+    a run's folder, or an adapter file. batch: pictures of one pass, 0 for 16 on a GPU and one elsewhere, where more are
+    no quicker. wait: seconds for which a pass that is not full waits for more questions. memory: GiB that adapters may
+    take, 0 for any, beside those that are being asked; the least used leave it and come back from their files.
+    precision, device: as in a fit. backbone_dtype: as the adapters were trained on, unless given.
+
+    Answers are the same to the bit whatever else the bank holds and is asked, on one machine with one batch.
+    """
+
+    def __init__(
+        self,
+        backbone: str | Path | Backbone | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
+        *,
+        batch: int = 0,
+        wait: float = 0.0,
+        memory: float = 0.0,
+        precision: str = "auto",
+        device: str = "auto",
+        backbone_dtype: str = "",
+    ) -> None:
+        if batch < 0 or memory < 0 or wait < 0:
+            raise RequestError(
+                f"A bank was asked for with batch {batch}, wait {wait} and memory {memory}, but none can be below 0: "
+                "give 0 or more."
+            )
+        settings = Settings(precision=precision, device=device)
+        self._kind = kind_of(settings.device)
+        self._device = torch.device(settings.device if settings.device != "auto" else self._kind)
+        self.precision = resolved_precision(settings.precision, settings.device)
+        self.batch = batch or (ON_A_GPU if self._kind == "cuda" else 1)
+        self.wait = wait
+        self._most_bytes = int(memory * 2**30)
+        self._entries: OrderedDict[str, Entry] = OrderedDict()  # the least used first
+        self._lock = threading.RLock()
+        self._waiting: list[tuple[list[Question], Future[list[Any]]]] = []
+        self._more = threading.Condition()
+        self._closed = False
+        # One thread computes, so that sums are cut among its threads in one way always.
+        self._thread = threading.Thread(target=self._work, name="vitgraft-bank", daemon=True)
+        given = dict(adapters or {})
+        if backbone is None or not isinstance(backbone, Backbone):
+            backbone = self._loaded(backbone, given, backbone_dtype)
+        self.backbone: Backbone = backbone.to(self._device, self._dtype)
+        for name, path in given.items():
+            self.add(name, path)
+        self._thread.start()
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float64 if self.precision == "64" else torch.float32
+
+    @staticmethod
+    def _loaded(backbone: str | Path | None, adapters: Mapping[str, str | Path], dtype: str) -> Backbone:
+        header: dict[str, Any] = {}
+        if adapters:
+            header = adapter.read(Run(next(iter(adapters.values()))).file)[1]
+        elif backbone is None:
+            raise RequestError("A bank needs a backbone, but neither one nor an adapter that names one came: give one.")
+        kept = dtype or header.get("protocol", {}).get("backbone_dtype", BACKBONE_DTYPES[0])
+        return Backbone.load(str(backbone or header["backbone"]["name"]), dtype=kept)
+
+    def __enter__(self) -> Bank:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Answers what was asked, and no more."""
+        with self._more:
+            self._closed = True
+            self._more.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of all tasks, in alphabetical order."""
+        with self._lock:
+            return tuple(sorted(self._entries))
+
+    def __contains__(self, name: str) -> bool:
+        with self._lock:
+            return name in self._entries
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._entries)
+
+    def add(self, name: str, path: str | Path) -> None:
+        """A task more: a run's folder or an adapter file under a new name."""
+        if name in self:
+            raise RequestError(f"The bank has a task {name!r} already: choose another name, or replace it.")
+        self._put(name, path)
+
+    def replace(self, name: str, path: str | Path) -> None:
+        """Another adapter in the place of a task's; what was asked before is answered by the old one."""
+        self._entry(name)
+        self._put(name, path)
+
+    def drop(self, name: str) -> None:
+        """A task less; what was asked before is answered."""
+        with self._lock:
+            self._entry(name)
+            del self._entries[name]
+
+    def _put(self, name: str, path: str | Path) -> None:
+        if not NAME.fullmatch(name):
+            raise RequestError(
+                f"{name!r:.80} is no name of a task: take up to 100 letters, digits, dots, hyphens and underlines, the "
+                "first a letter or a digit."
+            )
+        file = Run(path).file.absolute()
+        loaded, digest = self._load(file)
+        model, preprocess, header = loaded
+        settings = replace(settings_of(header), workers=0, batch_size=1)
+        task = kinds.find(header["task"])
+        entry = Entry(
+            name,
+            file,
+            digest,
+            header,
+            task,
+            preprocess,
+            settings,
+            task.answer(settings, preprocess),
+            not model.method.crosses_backbone,
+            sum(t.numel() * t.element_size() for t in model.state().values()),
+            file.stat().st_size,
+            model,
+        )
+        with self._lock:
+            self._entries[name] = entry
+            self._entries.move_to_end(name)
+            self._make_room(keep=entry)
+
+    def _load(self, file: Path) -> tuple[adapter.Adapter, str]:
+        """The adapter, ready to be asked, and what its file holds, in a word."""
+        digest = adapter.digest_of(file)
+        found = adapter.load(file, self.backbone)
+        for part in (found.model.method, found.model.neck, found.model.head):
+            part.to(self._device, self._dtype).eval().requires_grad_(False)
+        return found, digest
+
+    def _make_room(self, keep: Entry) -> None:
+        """Drops models from memory, the least used first, until the rest is within the limit; never the one."""
+        if not self._most_bytes:
+            return
+        held = sum(entry.bytes for entry in self._entries.values() if entry.model)
+        for entry in self._entries.values():
+            if held <= self._most_bytes:
+                break
+            if entry.model and entry is not keep:
+                entry.model = None
+                held -= entry.bytes
+
+    def _model(self, entry: Entry) -> Model:
+        """The model of a task, from its file if it is away."""
+        with self._lock:
+            if self._entries.get(entry.name) is entry:
+                self._entries.move_to_end(entry.name)
+            if (model := entry.model) is None:
+                found, digest = self._load(entry.file)
+                if digest != entry.digest:
+                    raise WorkError(
+                        f"{entry.file} is another file than when task {entry.name!r} was added: replace the task, or "
+                        "put the old file back."
+                    )
+                model = entry.model = found.model
+                self._make_room(keep=entry)
+            return model
+
+    def _entry(self, name: str) -> Entry:
+        with self._lock:
+            if name in self._entries:
+                return self._entries[name]
+            some = ", ".join(sorted(self._entries)[:20]) or "none"
+            raise RequestError(
+                f"The bank has no task {name!r:.120}: there are {some}; name one of these."
+                f"{near_misses(name, self._entries)}"
+            )
+
+    def predict(self, pictures: Any, tasks: Any = None, *, skip_bad: bool = False) -> Any:
+        """What tasks say of pictures, given in any form that `Run.predict` takes.
+
+        tasks: a name: this one, of every picture. None, or a set of names: all of these, of every picture. A list, with
+        one picture: these names; with several: an entry for each picture, a name or a list of names.
+        A picture that is asked one task by its name has a `Prediction`; one that is asked several a dict of them, by
+        the tasks' names. Several pictures have a list of these; skip_bad leaves out those that cannot be read.
+        """
+        taken = inputs(pictures)
+        asked = self._asked(tasks, len(taken.paths), taken.single)
+        wanted = [[asked] if isinstance(asked, str) else list(asked) for asked in asked]
+        found = self.ask(taken, wanted, skip_bad=skip_bad)
+        told: list[Any] = [
+            each[words] if isinstance(words, str) else each
+            for words, each in zip(asked, found, strict=True)
+            if each is not None
+        ]
+        return told[0] if taken.single and told else told
+
+    def _asked(self, tasks: Any, n: int, single: bool) -> list[Any]:
+        """For each picture a name or a list of names."""
+        if tasks is None or isinstance(tasks, (set, frozenset)):
+            names = sorted(self.tasks if tasks is None else tasks)
+            return [names] * n
+        if isinstance(tasks, str):
+            return [tasks] * n
+        tasks = list(tasks)
+        if single:
+            return [tasks]
+        if len(tasks) != n:
+            raise RequestError(
+                f"{n} pictures came with {len(tasks)} entries of tasks: give one entry for each picture, a name or a "
+                "list of names; or one name, or a set of names, for all of them."
+            )
+        return tasks
+
+    def ask(
+        self, taken: Inputs, tasks: Sequence[Iterable[str]], *, skip_bad: bool = False
+    ) -> list[dict[str, Prediction] | None]:
+        """For each picture the predictions of its tasks by their names; None for a bad one that is left out."""
+        entries = [[self._entry(name) for name in names] for names in tasks]
+        if not any(entries):
+            raise RequestError("Tasks were to be asked, but none was named: name one or more.")
+        with ThreadPoolExecutor(min(DECODERS, len(entries)), "vitgraft-decode") as threads:
+            bad = [skip_bad] * len(entries)
+            decoded = list(threads.map(self._decoded, taken.paths, taken.names, entries, bad))
+        answers = iter(self._answered([question for of in decoded for question in of or ()]))
+        return [
+            None if of is None else {q.entry.name: named(q.predicted(next(answers)), taken, k) for q in of}
+            for k, of in enumerate(decoded)
+        ]
+
+    def _decoded(self, path: Path, name: str, entries: Sequence[Entry], skip_bad: bool) -> list[Question] | None:
+        """The questions about one picture, which is decoded once for all tasks that see the same of it."""
+        seen: dict[Any, tuple[LoadedPictures, Batch]] = {}
+        for entry in entries:
+            if (key := entry.sees) in seen:
+                continue
+            task = entry.task
+            try:
+                pictures = task.load(
+                    task.unlabelled([path]), entry.preprocess, classes=len(entry.classes), settings=entry.settings
+                )
+                seen[key] = pictures, next(iter(pictures.batches([[0]])))
+            except WorkError as error:
+                if skip_bad:
+                    return None
+                try:
+                    open_picture(path)
+                except BadPicture as bad:
+                    raise BadPicture(Path(name), bad.reason) from bad
+                raise error
+        return [Question(entry, *seen[entry.sees]) for entry in entries]
+
+    def _answered(self, questions: list[Question]) -> list[Any]:
+        """What the heads say to each."""
+        done: Future[list[Any]] = Future()
+        with self._more:
+            if self._closed:
+                raise RequestError("The bank is closed: make another one.")
+            self._waiting.append((questions, done))
+            self._more.notify_all()
+        return done.result()
+
+    def _work(self) -> None:
+        """Takes what waits, until the bank is closed and nothing does."""
+        while jobs := self._next():
+            jobs = [job for job in jobs if job[1].set_running_or_notify_cancel()]
+            try:
+                answers = iter(self._computed([question for of, _ in jobs for question in of]))
+                for of, done in jobs:
+                    done.set_result([next(answers) for _ in of])
+            except Exception as error:
+                if len(jobs) == 1:
+                    jobs[0][1].set_exception(error)
+                    continue
+                for of, done in jobs:  # the fault of one is no other's
+                    try:
+                        done.set_result(self._computed(of))
+                    except Exception as own:
+                        done.set_exception(own)
+
+    def _next(self) -> list[tuple[list[Question], Future[list[Any]]]]:
+        """What is computed together: one request, or as many as fill a batch; nothing at the end."""
+
+        def full() -> bool:
+            return self._closed or sum(len(of) for of, _ in self._waiting) >= self.batch
+
+        with self._more:
+            self._more.wait_for(lambda: self._waiting or self._closed)
+            if self.wait and self._waiting:
+                self._more.wait_for(full, self.wait)
+            taken = self._waiting[:1]
+            for job in self._waiting[1:]:
+                if sum(len(of) for of, _ in taken) + len(job[0]) > self.batch:
+                    break
+                taken.append(job)
+            del self._waiting[: len(taken)]
+            return taken
+
+    def _computed(self, questions: Sequence[Question]) -> list[Any]:
+        """What the heads say to each, in their order."""
+        answers: list[Any] = [None] * len(questions)
+        bf16 = torch.autocast(self._kind, torch.bfloat16, enabled=self.precision == "bf16")
+        with torch.no_grad(), bf16:
+            images: dict[int, tuple[Batch, Tensor]] = {}  # of each batch
+            for q in questions:
+                if id(q.batch) not in images:
+                    batch = q.batch.to(self._device)
+                    images[id(q.batch)] = batch, q.entry.preprocess.normalise(batch.pixels).to(self._dtype)
+            models = [self._model(q.entry) for q in questions]
+            for k, q in enumerate(questions):
+                if q.entry.ask is not ask:  # of windows, of mirror images: by passes of its own
+                    began = time.perf_counter()
+                    answers[k] = q.entry.ask(models[k], images[id(q.batch)][1], None, q.batch.sizes)
+                    self._count(q.entry, began)
+            for places in self._passes(questions, models, images):
+                for place, found in self._pass(places):
+                    for k in place.questions:
+                        began, q, model = time.perf_counter(), questions[k], models[k]
+                        own = self._own(found, model, place)
+                        answers[k] = model(images[id(q.batch)][1], None, own, q.batch.sizes)
+                        self._count(q.entry, began)
+        return answers
+
+    @staticmethod
+    def _count(entry: Entry, began: float) -> None:
+        entry.asked += 1
+        entry.seconds += time.perf_counter() - began
+
+    def _passes(
+        self, questions: Sequence[Question], models: Sequence[Model], images: Mapping[int, tuple[Batch, Tensor]]
+    ) -> Iterator[list[Place]]:
+        """The places of all questions, in full batches of one shape."""
+        shared: dict[Any, Place] = {}
+        groups: dict[Any, list[Place]] = {}
+        for k, (q, model) in enumerate(zip(questions, models, strict=True)):
+            if q.entry.ask is not ask:
+                continue
+            dense = bool(model.head.levels)
+            key = (id(q.batch), dense) if q.entry.detached else k
+            if (place := shared.get(key)) is None:
+                contacts, alike = Contacts(), self._alike(q.entry, model)
+                place = shared[key] = Place(model.seen(images[id(q.batch)][1]), contacts, alike)
+                groups.setdefault((place.seen.shape[-2:], alike), []).append(place)
+            if q.entry.detached:
+                place.contacts.taps |= model.method.contacts.taps
+            else:
+                place.contacts = model.method.contacts
+            place.questions.append(k)
+            place.patches |= {*model.patches}
+        for (shape, _), places in groups.items():
+            rows = self._rows(shape)
+            for first in range(0, len(places), rows):
+                yield places[first : first + rows]
+
+    def _rows(self, shape: Sequence[int]) -> int:
+        """How many pictures of a shape pass at once: fewer, where they are larger than the backbone's own."""
+        H, W = self.backbone.native.size
+        return max(1, min(self.batch, self.batch * H * W // (shape[0] * shape[1])))
+
+    def _alike(self, entry: Entry, model: Model) -> tuple[Any, ...]:
+        """What places must have in common to share a batch: the number of extra tokens in each block. A method that
+        trains tensors which no layer of its own reads (a position embedding) shares with none but its own."""
+        contacts = model.method.contacts
+        layers = {name.rpartition(".")[0] for name in contacts.own("")}
+        at = dict(self.backbone.vit.named_modules())
+        plain = all(isinstance(at[path], (nn.Linear, nn.LayerNorm)) for path in layers)
+        tokens = tuple((first, len(t[0]), last) for first, (t, last) in sorted(contacts.tokens.items()))
+        return (tokens, None if plain else entry)
+
+    def _pass(self, places: list[Place]) -> Iterator[tuple[Place, Activations]]:
+        """Each place with what the backbone makes of it. The batch is filled up with the last one."""
+        rows = self._rows(places[0].seen.shape[-2:])
+        filled = places + [places[-1]] * (rows - len(places))
+        seen = torch.cat([place.seen for place in filled])
+        alone = places[0].alike[1] is not None
+        contacts = places[0].contacts if alone else side_by_side([place.contacts for place in filled])
+        asked = sorted({i for place in places for i in place.patches})
+        found = self.backbone(seen, contacts, patches=asked)
+        for k, place in enumerate(places):
+            each = found.map(_row(k))
+            each.patches = [of for i, of in zip(asked, each.patches, strict=True) if i in place.patches]
+            yield place, each
+
+    def _own(self, found: Activations, model: Model, place: Place) -> Activations:
+        """Of what a pass gave for one picture the part that a model asked for, in its form."""
+        raw = place.alike[1] is None
+        taps = {i: self.backbone.tapped(found.taps[i], raw and form) for i, form in model.method.contacts.taps.items()}
+        order = sorted(place.patches)
+        return replace(found, taps=taps, patches=[found.patches[order.index(i)] for i in model.patches])
+
+    def table(self) -> list[dict[str, Any]]:
+        """What each task costs, in alphabetical order: its method, classes, bytes in memory and on disk, whether it is
+        in memory, whether it shares a picture's pass with others or needs its own, how many pictures it was asked about
+        and how many milliseconds one took beside the pass."""
+        with self._lock:
+            entries = sorted(self._entries.values(), key=lambda entry: entry.name)
+            return [
+                {
+                    "name": entry.name,
+                    "task": entry.task.name(),
+                    "method": entry.header["method"],
+                    "classes": len(entry.classes),
+                    "bytes": entry.bytes,
+                    "file_bytes": entry.file_bytes,
+                    "in_memory": entry.model is not None,
+                    "shares_pass": entry.detached and entry.ask is ask,
+                    "asked": entry.asked,
+                    "milliseconds": round(1000 * entry.seconds / entry.asked, 3) if entry.asked else None,
+                }
+                for entry in entries
+            ]
+
+    def __repr__(self) -> str:
+        return f"<Bank of {len(self)} tasks on {self.backbone.name}>"
+
+
+def _row(k: int) -> Callable[[Tensor], Tensor]:
+    return lambda t: t[k : k + 1]
