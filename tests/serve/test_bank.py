@@ -3,21 +3,19 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 
 import numpy as np
 import pytest
+from helpers_bank import write_adapter
 from helpers_cli import make_backbone, make_pictures
 from helpers_dense import object_set, segment_set
 from PIL import Image
 
 import vitgraft
-from vitgraft.adapters import file as adapter
 from vitgraft.common.errors import RequestError, WorkError
-from vitgraft.common.settings import Settings
 from vitgraft.serve.bank import Bank
 from vitgraft.testing.backbones import random_backbone
-from vitgraft.testing.methods import VARIANTS, header_of, model_of, refusal, shaken, variant_id
+from vitgraft.testing.methods import VARIANTS, refusal
 
 FAMILIES = ("cls", "dinov3", "swin")
 KINDS = [(task, head, method) for task, head, method in (
@@ -27,14 +25,7 @@ KINDS = [(task, head, method) for task, head, method in (
 
 
 def write(folder, backbone, variant, seed=0):
-    """The adapter of a method that has trained a little."""
-    name = variant_id(variant)
-    model = shaken(model_of(variant, backbone, seed=seed))
-    model.method.consolidate()
-    header = header_of(model) | {"protocol": asdict(Settings()), "classes": [f"{name} {k}" for k in range(5)]}
-    file = folder / f"{len(list(folder.iterdir()))}.safetensors"
-    adapter.write(file, model.state(), header)
-    return file
+    return write_adapter(folder / f"{len(list(folder.iterdir()))}.safetensors", backbone, variant, seed)
 
 
 @pytest.fixture(scope="module")

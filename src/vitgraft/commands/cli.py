@@ -68,6 +68,20 @@ def parser(method: type[Method] | None = None, *, with_bench: bool = False) -> a
     _run_argument(merge)
     merge.add_argument("--out", "-o", required=True, metavar="FILE", help="model.safetensors, a new file")
 
+    serve = _command(commands, "serve", _serve, "many tasks on one backbone, behind HTTP, with a page")
+    serve.add_argument("bank", metavar="BANK", help="a YAML file with NAME: RUN under tasks")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8000, help="default: 8000")
+    serve.add_argument(
+        "--token",
+        default="",
+        help="what uploads of adapters have to bring, else VITGRAFT_TOKEN; without one there are none",
+    )
+    serve.add_argument("--waiting", type=int, default=64, help="pictures times tasks under way at once (default: 64)")
+    serve.add_argument("--seconds", type=float, default=30.0, help="until a question is given up (default: 30)")
+    serve.add_argument("--megabytes", type=float, default=32.0, help="of a request (default: 32)")
+    serve.add_argument("--megapixels", type=float, default=64.0, help="of a picture (default: 64)")
+
     check = _command(commands, "check", _check, "read a whole data set and list every problem in it")
     check.add_argument("data", metavar="DATA", help="folder of pictures")
     check.add_argument("--task", help="default: what the folder is arranged for")
@@ -351,6 +365,21 @@ def _merge(given: argparse.Namespace) -> None:
     ]
     print("\n".join(f"{name:15} {text}" for name, text in lines))
     print("\nIn Python, without vitgraft:\n", *found["python"], sep="\n")
+
+
+def _serve(given: argparse.Namespace) -> None:
+    from ..serve import run
+
+    run.serve(
+        given.bank,
+        host=given.host,
+        port=given.port,
+        token=given.token or os.environ.get("VITGRAFT_TOKEN", ""),
+        waiting=given.waiting,
+        seconds=given.seconds,
+        megabytes=given.megabytes,
+        megapixels=given.megapixels,
+    )
 
 
 def _info(given: argparse.Namespace) -> None:

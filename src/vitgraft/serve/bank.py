@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -134,6 +134,7 @@ class Bank:
         self.wait = wait
         self._most_bytes = int(memory * 2**30)
         self._entries: OrderedDict[str, Entry] = OrderedDict()  # the least used first
+        self.passes: Counter[int] = Counter()  # of so many pictures, beside those that fill a batch up
         self._lock = threading.RLock()
         self._waiting: list[tuple[list[Question], Future[list[Any]]]] = []
         self._more = threading.Condition()
@@ -326,9 +327,12 @@ class Bank:
         entries = [[self._entry(name) for name in names] for names in tasks]
         if not any(entries):
             raise RequestError("Tasks were to be asked, but none was named: name one or more.")
-        with ThreadPoolExecutor(min(DECODERS, len(entries)), "vitgraft-decode") as threads:
-            bad = [skip_bad] * len(entries)
-            decoded = list(threads.map(self._decoded, taken.paths, taken.names, entries, bad))
+        given = [*zip(taken.paths, taken.names, entries, [skip_bad] * len(entries), strict=True)]
+        if len(given) == 1:
+            decoded = [self._decoded(*given[0])]
+        else:
+            with ThreadPoolExecutor(min(DECODERS, len(given)), "vitgraft-decode") as threads:
+                decoded = list(threads.map(lambda each: self._decoded(*each), given))
         answers = iter(self._answered([question for of in decoded for question in of or ()]))
         return [
             None if of is None else {q.entry.name: named(q.predicted(next(answers)), taken, k) for q in of}
@@ -483,6 +487,7 @@ class Bank:
         contacts = places[0].contacts if alone else side_by_side([place.contacts for place in filled])
         asked = sorted({i for place in places for i in place.patches})
         found = self.backbone(seen, contacts, patches=asked)
+        self.passes[len(places)] += 1
         for k, place in enumerate(places):
             each = found.map(_row(k))
             each.patches = [of for i, of in zip(asked, each.patches, strict=True) if i in place.patches]
@@ -494,6 +499,10 @@ class Bank:
         taps = {i: self.backbone.tapped(found.taps[i], raw and form) for i, form in model.method.contacts.taps.items()}
         order = sorted(place.patches)
         return replace(found, taps=taps, patches=[found.patches[order.index(i)] for i in model.patches])
+
+    def header(self, name: str) -> Mapping[str, Any]:
+        """What a task's adapter says of itself."""
+        return self._entry(name).header
 
     def table(self) -> list[dict[str, Any]]:
         """What each task costs, in alphabetical order: its method, classes, bytes in memory and on disk, whether it is
