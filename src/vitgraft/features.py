@@ -48,7 +48,7 @@ class Features:
     maps    [(stride in pixels, [B, C_i, h_i, w_i]), ...]  from the finest to the coarsest
     side    [(stride in pixels, [B, c_i, h_i, w_i]), ...]  of a side network, to be added to `maps` by a neck
     size    (H, W)       of the batch in pixels; dense tasks only
-    sizes   [(H, W), ...]  of each picture inside its padding, which lies right and below; all `size` unless told
+    sizes   [(H, W), ...]  of each picture inside its padding, which lies right and below; empty: all `size`
     """
 
     pooled: Tensor
@@ -57,6 +57,7 @@ class Features:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     side: list[tuple[float, Tensor]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        if any(self.size) and not self.sizes:
-            self.sizes = [self.size] * len(self.pooled)
+    @property
+    def inside(self) -> list[tuple[int, int]]:
+        """(h, w) of each picture inside its padding."""
+        return self.sizes or [self.size] * len(self.pooled)

@@ -65,7 +65,7 @@ class Model(nn.Module):
             activations = self.read(images)
         features = self.method.features(self.backbone, images, activations)
         H, W = images.shape[-2:]
-        features.size, features.sizes = (H, W), sizes or [(H, W)] * len(images)
+        features.size, features.sizes = (H, W), sizes or []
         for part in self.neck:
             features = part(features, activations)
         return self.head(features, targets)

@@ -84,7 +84,7 @@ class Swin(Transformer):
         attn: Any = self._at[path]
         block: Any = self._at[path.removesuffix(".attn")]
         windows = self._windows(where.grid, tuple(attn.window_size), tuple(block.shift_size), x.device)
-        B, n = len(x), len(windows.places)
+        B, n = x.shape[0], len(windows.places)
 
         def inside(x: Tensor) -> Tensor:
             """[B, M + N, D] -> [B n, M + T, D]"""

@@ -119,7 +119,7 @@ class Transformer(Backbone):
             if i in c.tokens:
                 tokens, last = c.tokens[i]
                 M = tokens.shape[1]
-                x = torch.cat([tokens.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+                x = torch.cat([tokens.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
             wanted = slice(M, M + self.prefix) if short and i == end else None
             where = Where(grid, M, wanted, rotary and rotary.of(i, M + self.prefix, x))
             given = (x, block, c, where, drop * i / max(end, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from ..contacts import Contacts
 from .transformer import Transformer
 from .weights import Loaded
 
+GRIDS = 32  # of which resampled positions are kept
+
 
 class Plain(Transformer):
     """One map from the first block to the last, with prefix tokens in front of it."""
@@ -20,6 +23,7 @@ class Plain(Transformer):
     def __init__(self, loaded: Loaded) -> None:
         super().__init__(loaded)
         vit: Any = self.vit
+        self._positions: dict[tuple, Tensor] = {}
         self.prefix = vit.num_prefix_tokens
         self.has_cls = vit.cls_token is not None
         self.pooling = vit.global_pool or ("token" if self.has_cls else "avg")
@@ -65,20 +69,39 @@ class Plain(Transformer):
         vit: Any = self.vit
         prefix = [own.get(name, getattr(vit, name)) for name in ("cls_token", "reg_token")]
         prefix = [token.expand(B, -1, -1) for token in prefix if token is not None]
-        position = own.get("pos_embed", vit.pos_embed)
-        if position is not None:
-            position = resample_abs_pos_embed(
-                position,
-                new_size=[h, w],
-                old_size=list(vit.patch_embed.grid_size),
-                num_prefix_tokens=0 if vit.no_embed_class else self.prefix,
-            )
+        position = self._position(own["pos_embed"], (h, w)) if "pos_embed" in own else self._frozen_position((h, w))
         if position is not None and vit.no_embed_class:  # DeiT-3, DINOv2 with registers: patches only
             x = x + position
         x = torch.cat([*prefix, x], dim=1) if prefix else x
         if position is not None and not vit.no_embed_class:
             x = x + position
         return self._call("norm_pre", x, c), (h, w)
+
+    def _position(self, position: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The position embedding [1, P+N, D], or of the patches alone, at another grid."""
+        vit: Any = self.vit
+        return resample_abs_pos_embed(
+            position,
+            new_size=list(grid),
+            old_size=list(vit.patch_embed.grid_size),
+            num_prefix_tokens=0 if vit.no_embed_class else self.prefix,
+        )
+
+    def _frozen_position(self, grid: tuple[int, int]) -> Tensor | None:
+        """The same of the backbone's own, resampled once for each grid: pictures come in few sizes."""
+        position: Tensor | None = self.vit.pos_embed  # type: ignore[assignment]
+        if position is None or torch.compiler.is_dynamo_compiling():
+            return None if position is None else self._position(position, grid)
+        key = (grid, position.dtype, position.device)
+        if key not in self._positions:
+            if len(self._positions) >= GRIDS:
+                self._positions.clear()
+            self._positions[key] = self._position(position, grid)
+        return self._positions[key]
+
+    def exchange(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self._positions.clear()
+        return super().exchange(tensors)
 
 
 class ViT(Plain):

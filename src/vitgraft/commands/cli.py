@@ -68,6 +68,34 @@ def parser(method: type[Method] | None = None, *, with_bench: bool = False) -> a
     _run_argument(merge)
     merge.add_argument("--out", "-o", required=True, metavar="FILE", help="model.safetensors, a new file")
 
+    export = _command(commands, "export", _export, "a run as ONNX, torch.export, a timm model or an adapter of peft")
+    export.add_argument(
+        "runs", metavar="RUN", nargs="+", help="folder of a run, or an adapter file; several with --split"
+    )
+    export.add_argument(
+        "--out", "-o", required=True, metavar="FILE", help="a new file; of peft, and split, a new folder"
+    )
+    export.add_argument("--format", default="onnx", help="onnx, torch-export, timm or peft (default: onnx)")
+    export.add_argument("--decode", action="store_true", help="probabilities or classes of pixels rather than logits")
+    export.add_argument(
+        "--split", action="store_true", help="ONNX: the backbone once, and a file for each run of a detached method"
+    )
+    export.add_argument(
+        "--int8", action="store_true", help="ONNX: matrices in int8, measured before and after on --data"
+    )
+    export.add_argument("--data", metavar="DATA", help="pictures to compare on (default: random ones)")
+    export.add_argument("--data-split", default="test", metavar="SPLIT", help="of --data (default: test)")
+
+    bring = _command(commands, "import", _import, "an adapter of peft on a timm model, as an adapter file")
+    bring.add_argument("folder", metavar="FOLDER", help="that holds adapter_config.json")
+    bring.add_argument("--out", "-o", required=True, metavar="FILE", help="a new .safetensors")
+    bring.add_argument("--classes", nargs="+", metavar="NAME", help="names of the classes, in their order")
+
+    for command in (export, bring):
+        command.add_argument("--json", action="store_true", help="JSON on standard output")
+    for command in (export, bring):
+        command.add_argument("--backbone", "--model", help="where the backbone is, unless by its name")
+
     serve = _command(commands, "serve", _serve, "many tasks on one backbone, behind HTTP, with a page")
     serve.add_argument("bank", metavar="BANK", help="a YAML file with NAME: RUN under tasks")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all (default: 127.0.0.1)")
@@ -365,6 +393,56 @@ def _merge(given: argparse.Namespace) -> None:
     ]
     print("\n".join(f"{name:15} {text}" for name, text in lines))
     print("\nIn Python, without vitgraft:\n", *found["python"], sep="\n")
+
+
+def _export(given: argparse.Namespace) -> None:
+    from ..adapters.run import Run
+    from ..exports.files import export
+
+    backbone = given.backbone
+    if backbone and len(given.runs) > 1:
+        from ..backbones import Backbone
+
+        backbone = Backbone.load(backbone)
+    found = export(
+        [Run(run, backbone) for run in given.runs],
+        given.out,
+        format=given.format,
+        decode=given.decode,
+        split=given.split,
+        int8=given.int8,
+        data=given.data,
+        split_of_data=given.data_split,
+        quiet=given.json,
+    )
+    _told(found, given.json)
+
+
+def _import(given: argparse.Namespace) -> None:
+    from ..exports.peft import from_peft
+
+    if not given.backbone:
+        raise RequestError("An adapter of peft lies on a timm model: name it with --backbone.")
+    _told(from_peft(given.folder, given.backbone, given.out, classes=given.classes), given.json)
+
+
+def _told(found: dict[str, Any], as_json: bool) -> None:
+    """What was written, in lines; or as JSON."""
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    for name, value in found.items():
+        if name == "tasks":
+            for each in value:
+                print(f"{'task':16} {each['file']}, {each['bytes']:,} bytes, reads {', '.join(each['reads'])}")
+        elif name == "python":
+            print("\nIn Python, without vitgraft:\n", *value, sep="\n")
+        elif isinstance(value, (list, tuple)):
+            print(f"{name:16} {', '.join(map(str, value[:12]))}{' ...' if len(value) > 12 else ''}")
+        elif isinstance(value, float):
+            print(f"{name:16} {value:.2%}" if name in ("float32", "int8") else f"{name:16} {value:.1e}")
+        else:
+            print(f"{name:16} {f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else value}")
 
 
 def _serve(given: argparse.Namespace) -> None:

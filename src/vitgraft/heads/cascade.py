@@ -86,8 +86,8 @@ class CascadeRCNN(nn.Module):
         targets = with_background(targets)
         maps, boxes, losses = self.proposals(features, targets)
         if targets is None:
-            return predictions(self._detect(maps, boxes, features.sizes), features.sizes)
-        return {**losses, **self._losses(maps, boxes, features.sizes, targets)}
+            return predictions(self._detect(maps, boxes, features.inside), features.inside)
+        return {**losses, **self._losses(maps, boxes, features.inside, targets)}
 
     def _losses(self, maps: Record, boxes: list[Tensor], sizes: list[tuple[int, int]], targets: list[Record]) -> Record:
         stages: list[RoIHeads] = list(self.stages)
@@ -180,7 +180,7 @@ def mask_loss(
 
 def of_class(deltas: Tensor, labels: Tensor) -> Tensor:
     """Box offsets [n, 4 (K+1)] of each box's own class, labels [n]: [n, 4]."""
-    return deltas.unflatten(1, (-1, 4))[torch.arange(len(labels), device=labels.device), labels]
+    return deltas.unflatten(1, (-1, 4)).gather(1, labels[:, None, None].expand(-1, 1, 4)).squeeze(1)
 
 
 @torch.no_grad()
@@ -200,5 +200,5 @@ def refine(
     if labels is not None:
         classes = torch.where(labels > 0, labels, classes)
     moved = stage.box_coder.decode_single(of_class(deltas, classes), torch.cat(boxes))
-    parts = moved.split([len(b) for b in boxes])
+    parts = moved.split([len(b) for b in boxes]) if len(boxes) > 1 else [moved]  # a graph does not know how many
     return [clip_boxes_to_image(part, size) for part, size in zip(parts, sizes, strict=True)]

@@ -77,8 +77,8 @@ class RCNN(nn.Module):
         targets = with_background(targets)
         maps, boxes, losses = self.proposals(features, targets)
         self.roi.training = targets is not None
-        found, more = self.roi(maps, boxes, features.sizes, targets)
-        return predictions(found, features.sizes) if targets is None else {**losses, **more}
+        found, more = self.roi(maps, boxes, features.inside, targets)
+        return predictions(found, features.inside) if targets is None else {**losses, **more}
 
 
 class Proposals(nn.Module):
@@ -106,7 +106,7 @@ class Proposals(nn.Module):
         # Anchors and pooled boxes take the type of the maps.
         maps = {name: widen(x) for name, x in self.fpn(features).items()}
         # Anchors take the batch's size, boxes each picture's own.
-        images = ImageList(torch.empty(len(features.sizes), 3, *features.size, device="meta"), features.sizes)
+        images = ImageList(torch.empty(len(features.inside), 3, *features.size, device="meta"), features.inside)
         self.rpn.training = targets is not None
         boxes, losses = self.rpn(images, maps, targets)
         return maps, boxes, losses

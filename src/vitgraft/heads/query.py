@@ -15,7 +15,6 @@ from scipy.optimize import linear_sum_assignment
 from timm.layers import LayerNorm2d, Mlp
 from timm.layers.pos_embed_sincos import build_rotary_pos_embed
 from torch import Tensor, nn
-from torchvision.ops import masks_to_boxes
 
 from ..common.errors import RequestError
 from ..features import Features
@@ -132,7 +131,7 @@ class Queries(nn.Module):
         last."""
         grid = (patches.shape[-2], patches.shape[-1])
         M = len(self.queries)
-        x = torch.cat([self.queries.expand(len(patches), -1, -1), patches.flatten(2).mT], dim=1)
+        x = torch.cat([self.queries.expand(patches.shape[0], -1, -1), patches.flatten(2).mT], dim=1)
         blocks: list[Any] = list(self.blocks)
         sin, cos = build_rotary_pos_embed(list(grid), dim=blocks[0].width, device=x.device, in_pixels=False)
         rotary = Rotary(torch.cat([sin, cos], -1), False, False).of(0, M, x)
@@ -218,22 +217,25 @@ class Queries(nn.Module):
         one = self._picture if self.things is None else self._panoptic
         return [
             one(chances, own, features.size, size)
-            for chances, own, size in zip(logits.softmax(-1)[..., :-1], masks, features.sizes, strict=True)
+            for chances, own, size in zip(logits.softmax(-1)[..., :-1], masks, features.inside, strict=True)
         ]
 
     def _picture(self, chances: Tensor, masks: Tensor, size: tuple[int, int], own: tuple[int, int]) -> Record:
         scores, index = chances.flatten().topk(min(self.detections, chances.numel()))
         queries, labels = index // self.classes, index % self.classes
         surest = scores > self.score_threshold
-        scores, queries, labels = scores[surest], queries[surest], labels[surest]
+        if (
+            not torch.compiler.is_compiling()
+        ):  # in a graph they are left out at the end, as how many there are is not known
+            scores, queries, labels, surest = scores[surest], queries[surest], labels[surest], surest[surest]
         whole = resize(masks[queries][None], size)[0] if len(queries) else masks.new_zeros(0, *size)
         pixels = whole[:, : own[0], : own[1]].sigmoid()
         inside = pixels > 0.5
         scores = scores * (pixels * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
-        there = inside.any(2).any(1)
+        there = inside.any(2).any(1) & surest
         scores, order = scores[there].sort(descending=True)
         pixels, inside, labels = (each[there][order] for each in (pixels, inside, labels))
-        boxes = masks_to_boxes(inside) + scores.new_tensor([0, 0, 1, 1])  # to the far edge of the last pixel
+        boxes = boxes_of(inside)
         return {"boxes": boxes, "labels": labels, "scores": scores, "masks": pixels[:, None]}
 
     def _panoptic(self, chances: Tensor, masks: Tensor, size: tuple[int, int], own: tuple[int, int]) -> Record:
@@ -258,17 +260,24 @@ class Queries(nn.Module):
             found[key] = (max(score, before[0]), label, before[2] | inside)
         order = sorted(found.values(), key=lambda each: -each[0])
         whole = torch.stack([inside for _, _, inside in order]) if order else masks.new_zeros(0, *own, dtype=torch.bool)
-        boxes = (
-            masks_to_boxes(whole) + whole.new_tensor([0, 0, 1, 1], dtype=torch.float)
-            if order
-            else masks.new_zeros(0, 4)
-        )
+        boxes = boxes_of(whole) if order else masks.new_zeros(0, 4)
         return {
             "boxes": boxes,
             "labels": labels.new_tensor([label for _, label, _ in order]),
             "scores": scores.new_tensor([score for score, _, _ in order]),
             "masks": whole[:, None].float(),
         }
+
+
+def boxes_of(masks: Tensor) -> Tensor:
+    """Around masks bool [n, h, w], none empty, to the far edges of their pixels: [n, 4] xyxy."""
+    sides = []
+    for along in (masks.any(1), masks.any(2)):
+        places = torch.arange(along.shape[1], device=masks.device)
+        sides.append(torch.where(along, places, along.shape[1]).amin(1))
+        sides.append(torch.where(along, places + 1, 0).amax(1))
+    left, right, top, bottom = sides
+    return torch.stack([left, top, right, bottom], 1).float()
 
 
 class Block(nn.Module):

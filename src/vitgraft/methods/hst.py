@@ -263,7 +263,7 @@ class SideBlock(nn.Module):
             scores_bias = torch.einsum("bkhe,he->bhk", k, self.q.bias.unflatten(0, (self.heads, -1))).flatten(1)
             out = self.proj.weight.unflatten(1, (self.heads, -1))
             to_out = torch.einsum("bkhe,dhe->bhkd", v, out).flatten(1, 2)
-            bias = self.proj.bias.expand(len(x), 1, -1)
+            bias = self.proj.bias.expand(x.shape[0], 1, -1)
             if two:
                 bias = bias + torch.einsum("bkhe,dhe->bkd", base, out)
         scores = torch.baddbmm(scores_bias[:, None], x, to_scores)

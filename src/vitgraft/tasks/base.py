@@ -65,6 +65,12 @@ class Task:
         """How a model is asked about a batch that it does not train on."""
         return ask
 
+    decoded_as: ClassVar[str] = "answers"
+
+    def decoded(self, answer: Any) -> Any:
+        """A head's answer about a batch as people read it, by the name `decoded_as`: where that is one tensor."""
+        return answer
+
     def measure(
         self, answers: Iterable[tuple[Batch, Any]], pictures: Any, fabric: Fabric, *, split: str, classes: tuple
     ) -> Evaluation:

@@ -19,6 +19,7 @@ from .whole import Whole
 
 
 class Classify(Whole):
+    decoded_as = "probabilities"
     metric = Evaluation.metric
 
     def read(

@@ -37,6 +37,7 @@ class Labels(Truth):
 
 
 class MultiLabel(Whole):
+    decoded_as = "probabilities"
     metric = Evaluation.metric
     _nothing = ()
 

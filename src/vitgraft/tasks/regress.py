@@ -32,6 +32,7 @@ class Amounts(Truth):
 
 
 class Regress(Whole):
+    decoded_as = "values"
     metric = Evaluation.metric
 
     def read(

@@ -29,6 +29,11 @@ class Segment(DenseTask):
     """Measured in the pixels of the mask files: logits are resized to them, never the masks to the logits."""
 
     metric = SegmentEvaluation.metric
+    decoded_as = "labels"
+
+    def decoded(self, answer: Tensor) -> Tensor:
+        """The class of each pixel, uint8 [B, H, W]."""
+        return answer.argmax(1).to(torch.uint8)
 
     def answer(self, settings: Settings, preprocess: Preprocess) -> Answer:
         one = partial(windows, size=preprocess.size) if settings.sliding else super().answer(settings, preprocess)

@@ -28,6 +28,9 @@ class Whole(Task):
         """A head's answer [B, K] as it is measured and told."""
         raise NotImplementedError
 
+    def decoded(self, answer: Tensor) -> Tensor:
+        return self.found(answer)
+
     def unlabelled(self, paths: Sequence[Path]) -> Split:
         return Split("given", tuple(paths), (self._nothing,) * len(paths))
 
