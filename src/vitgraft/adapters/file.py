@@ -131,17 +131,24 @@ def load(path: str | Path, backbone: Backbone | str | None = None) -> Adapter:
         raise type(error)(
             f"{path} needs the backbone that it was trained on, but {error} Name it with --backbone."
         ) from error
-    check_backbone(path, header, backbone)
-    classes = len(header["classes"])
-    told = header["head"]
-    head = {"head": told["name"], "head_options": told["options"], **{key: told[key] for key in NECK}}
-    model = build(backbone, header["method"], classes=classes, task=header["task"], **head, **header["arguments"])
+    try:
+        check_backbone(path, header, backbone)
+        classes = len(header["classes"])
+        told = header["head"]
+        head = {"head": told["name"], "head_options": told["options"], **{key: told[key] for key in NECK}}
+        model = build(backbone, header["method"], classes=classes, task=header["task"], **head, **header["arguments"])
+        preprocess = Preprocess.from_dict(header["preprocess"])
+    except (KeyError, TypeError) as error:
+        raise RequestError(
+            f"{path} has a header that lacks {error}, or holds what this version does not know: use the version of "
+            "vitgraft that wrote it, or fit again."
+        ) from error
     model.method.consolidate()
     try:
         model.load_state(tensors)
     except RuntimeError as error:
         raise RequestError(f"The tensors of {path} do not fit its header ({error}): take an intact copy.") from error
-    return Adapter(model.eval(), Preprocess.from_dict(header["preprocess"]), header)
+    return Adapter(model.eval(), preprocess, header)
 
 
 def check_backbone(path: str | Path, header: dict[str, Any], backbone: Backbone) -> None:

@@ -76,6 +76,7 @@ def create(stored: Stored, limits: Limits | None = None, token: str = "") -> Fas
     can be changed."""
     limits = limits or Limits()
     bank = stored.bank
+    backbone = bank.backbone.name.partition("=")[0].replace("\\", "/").rpartition("/")[2]  # no path of the server
     work = Work(stored, limits)
 
     @asynccontextmanager
@@ -85,7 +86,7 @@ def create(stored: Stored, limits: Limits | None = None, token: str = "") -> Fas
 
     app = FastAPI(
         title="vitgraft",
-        summary=f"Many tasks on one backbone, {bank.backbone.name}.",
+        summary=f"Many tasks on one backbone, {backbone}.",
         version=version("vitgraft"),
         lifespan=lifespan,
     )
@@ -164,15 +165,15 @@ def create(stored: Stored, limits: Limits | None = None, token: str = "") -> Fas
     @app.get("/v1/tasks")
     async def tasks() -> Any:
         """The tasks, with what each costs."""
-        return {"backbone": bank.backbone.name, "tasks": await run_in_threadpool(bank.table)}
+        return {"backbone": backbone, "tasks": await run_in_threadpool(bank.table)}
 
     @app.get("/v1/tasks/{name}")
     async def task(name: str) -> Any:
         """One task, with its classes and how it was fitted."""
         _known(bank, name)
         header = bank.header(name)
-        told = ("task", "method", "arguments", "classes", "backbone", "head", "preprocess", "metrics", "versions")
-        return {"name": name, **{key: header[key] for key in told if key in header}}
+        told = ("task", "method", "arguments", "classes", "head", "preprocess", "metrics", "versions")
+        return {"name": name, "backbone": backbone, **{key: header[key] for key in told if key in header}}
 
     def allowed(request: Request) -> None:
         if not token:
@@ -218,7 +219,7 @@ def create(stored: Stored, limits: Limits | None = None, token: str = "") -> Fas
     @app.get("/", include_in_schema=False)
     async def front() -> Response:
         nonce = secrets.token_urlsafe(16)
-        text = page.rendered("serve.html", backbone=bank.backbone.name, nonce=nonce)
+        text = page.rendered("serve.html", backbone=backbone, nonce=nonce)
         return HTMLResponse(text, headers={"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"})
 
     return app
