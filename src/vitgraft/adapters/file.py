@@ -62,12 +62,17 @@ def _compact(t: Tensor) -> Tensor:
 
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> int:
     """Writes an adapter file as a whole or not at all; gives its size in bytes."""
+    whole = content(tensors, header)
+    write_bytes(path, whole)
+    return len(whole)
+
+
+def content(tensors: dict[str, Tensor], header: dict[str, Any]) -> bytes:
+    """An adapter file."""
     rows, index = _pack(tensors)
     head = {"format": FORMAT, **header, "tensors": index}
     head["digest"] = _digest(rows, head)
-    content = save(rows, {"vitgraft": json.dumps(head, ensure_ascii=False)})
-    write_bytes(path, content)
-    return len(content)
+    return save(rows, {"vitgraft": json.dumps(head, ensure_ascii=False)})
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

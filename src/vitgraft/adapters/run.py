@@ -35,21 +35,22 @@ from ..measures.accuracy import among
 from ..pages import report
 from ..tasks.base import Task
 from . import file as adapter
+from . import hub
 from .inputs import inputs, named
 
 
 class Run:
     """A finished run, or an adapter file alone: ready to predict, to evaluate and to be described.
 
-    path: the folder that `fit` made, or an adapter file. backbone: a name, a file or a loaded Backbone in the place of
-    the one that the adapter names (its fingerprint must agree). evaluation: the answers at the end of the fit, if the
-    run comes from one.
+    path: the folder that `fit` made, an adapter file, or hf://OWNER/NAME on the hub. backbone: a name, a file or a
+    loaded Backbone in the place of the one that the adapter names (its fingerprint must agree). evaluation: the answers
+    at the end of the fit, if the run comes from one.
     """
 
     def __init__(
         self, path: str | Path, backbone: str | Backbone | None = None, *, evaluation: Evaluation | None = None
     ) -> None:
-        self.path = Path(path)
+        self.path = hub.fetched(str(path)) if str(path).startswith(hub.ADDRESS) else Path(path)
         self.evaluation = evaluation
         self.file = self.path / "adapter.safetensors" if self.path.is_dir() else self.path
         if not self.path.exists():
@@ -139,6 +140,19 @@ class Run:
             ]
         found.sort(key=lambda each: each.index)
         return found[0] if taken.single and found else found
+
+    @classmethod
+    def from_hub(
+        cls, repository: str, backbone: str | Backbone | None = None, *, revision: str = "", **how: Any
+    ) -> Run:
+        """A run that `push_to_hub` published as OWNER/NAME. how: `endpoint`, `token`."""
+        at = f"@{revision}" if revision else ""
+        return cls(hub.fetched(f"{hub.ADDRESS}{repository}{at}", **how), backbone)
+
+    def push_to_hub(self, repository: str, *, picture: Any = None, private: bool = False, **how: Any) -> str:
+        """Publishes the adapter as OWNER/NAME with a model card, on which `picture` is answered; gives the commit's
+        address. how: `message`, `endpoint`, `token`. Needs a login (`hf auth login`)."""
+        return hub.push(self, repository, picture=picture, private=private, **how)
 
     def __repr__(self) -> str:
         told = self.result
