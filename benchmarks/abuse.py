@@ -87,7 +87,11 @@ def hostile(random: random.Random, good: bytes, large: bytes, altered: bytes) ->
         {"files": [("pictures", ("../../../tmp/evil.png", cut))]},
         {"files": [("pictures", ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"))]},
         {"files": [("pictures", (f"{k}.jpg", b"x")) for k in range(60)]},
-        {"content": b"", "headers": {"content-length": "5"} | image},
+        {
+            "raw": b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 5000\r\n\r\nabc"
+            % path.encode()
+        },
+        {"raw": b"GET / HTTP/9.9\r\n" + random.randbytes(60) + b"\r\n\r\n"},
         {"content": good, "headers": {"content-type": random.choice(["text/html", "", "image/../x", "a" * 3000])}},
         {"method": "PUT", "path": f"/v1/tasks/{name}", "content": altered, "headers": token},
         {"method": "PUT", "path": "/v1/tasks/new", "content": altered, "headers": token},
@@ -154,6 +158,9 @@ def requests(n: int, address: str, folder: Path, files: dict[str, Path], process
         memory = [process.memory_info().rss]
         for k in range(n):
             request = hostile(chance, good, large, bytes(altered))
+            if raw := request.pop("raw", b""):
+                statuses[cut_off(address, raw)] += 1
+                continue
             try:
                 answer = client.request(request.pop("method"), request.pop("path"), **request)
                 statuses[str(answer.status_code)] += 1
@@ -171,6 +178,19 @@ def requests(n: int, address: str, folder: Path, files: dict[str, Path], process
     print("files that appeared:", *sorted(path.name for path in grown) or ["none"])
     left = {path for path in grown if path.name != "tasks.json" and path.suffix != ".safetensors"}
     return wrong[:5] + [f"{path} was written" for path in left]
+
+
+def cut_off(address: str, raw: bytes) -> str:
+    """Sends bytes and hangs up."""
+    host, _, port = address.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), 10) as to:
+        to.sendall(raw)
+        to.shutdown(socket.SHUT_WR)
+        said = to.recv(100)
+    status = said.split(b" ")[1].decode() if said.startswith(b"HTTP") else "hung up"
+    if status.startswith("5"):
+        raise RuntimeError(f"{status} for {raw[:80]!r}")
+    return status
 
 
 def swaps(n: int, address: str, files: dict[str, Path]) -> list[str]:

@@ -110,6 +110,9 @@ def parser(method: type[Method] | None = None, *, with_bench: bool = False) -> a
     serve.add_argument("--megabytes", type=float, default=32.0, help="of a request (default: 32)")
     serve.add_argument("--megapixels", type=float, default=64.0, help="of a picture (default: 64)")
 
+    serve.add_argument("--ray", action="store_true", help="on the Ray cluster of RAY_ADDRESS, or one of this machine")
+    serve.add_argument("--replicas", type=int, default=1, help="of the backbone, with --ray (default: 1)")
+
     check = _command(commands, "check", _check, "read a whole data set and list every problem in it")
     check.add_argument("data", metavar="DATA", help="folder of pictures")
     check.add_argument("--task", help="default: what the folder is arranged for")
@@ -457,6 +460,8 @@ def _serve(given: argparse.Namespace) -> None:
         seconds=given.seconds,
         megabytes=given.megabytes,
         megapixels=given.megapixels,
+        on_ray=given.ray,
+        replicas=given.replicas,
     )
 
 

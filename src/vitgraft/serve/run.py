@@ -21,8 +21,10 @@ def serve(
     seconds: float,
     megabytes: float,
     megapixels: float,
+    on_ray: bool = False,
+    replicas: int = 1,
 ) -> None:
-    """Answers until SIGTERM or Ctrl-C; what was taken by then is answered."""
+    """Answers until SIGTERM or Ctrl-C; what was taken by then is answered. on_ray: by so many replicas on a cluster."""
     try:
         import uvicorn
 
@@ -35,14 +37,21 @@ def serve(
         raise RequestError(
             "Limits of a server are above 0: give such for --waiting, --seconds, --megabytes, --megapixels."
         )
+    limits = Limits(bytes=int(megabytes * 2**20), pixels=int(megapixels * 1e6), waiting=waiting, seconds=float(seconds))
+    if on_ray:
+        try:
+            from . import on_ray as cluster
+        except ImportError as error:
+            raise RequestError(
+                f"Ray Serve cannot be imported ({error}): install it (pip install 'vitgraft[serve-ray]')."
+            ) from error
+        cluster.run(bank, host=host, port=port, limits=limits, token=token, replicas=replicas)
+        return
     from .stored import Stored
 
     listening = _listen(host, port)  # before the backbone is loaded: a port that is taken is said at once
     with listening:
         stored = Stored(bank)
-        limits = Limits(
-            bytes=int(megabytes * 2**20), pixels=int(megapixels * 1e6), waiting=waiting, seconds=float(seconds)
-        )
         shown = f"[{host}]" if ":" in host else host
         print(
             f"{len(stored.bank)} tasks on {stored.bank.backbone.name}: http://{shown}:{listening.getsockname()[1]}",

@@ -18,6 +18,7 @@ import binascii
 import hmac
 import io
 import json
+import logging
 import math
 import secrets
 import threading
@@ -41,12 +42,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..adapters.inputs import inputs
 from ..common.errors import RequestError, VitgraftError
-from ..measures.prediction import Prediction
 from ..pages import page
 from .bank import NAME
 from .stored import Stored
+
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what a client sends is said to it, not to the log
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF", "MPO")  # nothing that runs a program
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -252,7 +253,7 @@ class Work:
     def close(self) -> None:
         """Answers what was taken."""
         self._threads.shutdown()
-        self.stored.bank.close()
+        self.stored.close()
 
     async def change(self, do: Callable[..., Any], *given: Any) -> Any:
         """One change of the bank after the other."""
@@ -294,14 +295,8 @@ class Work:
     def _answer(self, sent: list[Sent], names: list[str], draw: bool) -> list[dict[str, Any]]:
         for each in sent:
             _check_picture(each, self.limits)
-        taken = inputs([each.content for each in sent])
-        taken = taken._replace(names=[each.name for each in sent])
-        found = self.stored.bank.ask(taken, [names] * len(sent))
-        return [
-            {"picture": each.name, "tasks": {name: _told(of[name], draw) for name in names}}
-            for each, of in zip(sent, found, strict=True)
-            if of is not None
-        ]
+        found = self.stored.answer([each.content for each in sent], [each.name for each in sent], names, draw)
+        return [{"picture": each.name, "tasks": of} for each, of in zip(sent, found, strict=True)]
 
 
 class _Batches:
@@ -435,15 +430,6 @@ def _check_picture(sent: Sent, limits: Limits) -> None:
 def _formats() -> list[str]:
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
-
-
-def _told(found: Prediction, draw: bool) -> dict[str, Any]:
-    told: dict[str, Any] = {"text": found.text, "rows": found.rows}
-    if draw and found.drawing is not None:
-        drawn = io.BytesIO()
-        found.draw().save(drawn, "JPEG", quality=88)
-        told["drawing"] = "data:image/jpeg;base64," + base64.b64encode(drawn.getvalue()).decode()
-    return told
 
 
 def _one(found: dict[str, Any], name: str) -> dict[str, Any]:

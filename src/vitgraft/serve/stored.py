@@ -15,17 +15,25 @@ that was dropped. Both are written whole or not at all, so a server that is kill
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from ..adapters.hub import ADDRESS
+from ..adapters.inputs import inputs
 from ..common.errors import RequestError, near_misses
 from ..common.files import make_folder, write_bytes, write_json
+from ..measures.prediction import Prediction
 from .bank import Bank
+
+Told = dict[str, Any]  # what a task says of a picture: text, rows, perhaps a drawing
 
 OPTIONS = ("backbone", "tasks", "batch", "wait", "memory", "precision", "device", "backbone_dtype", "folder")
 STATE = "tasks.json"
@@ -35,24 +43,42 @@ KEPT = 600  # seconds for which the file of a task that is no more stays: questi
 class Stored:
     """The bank of a file, and a place for adapters that are uploaded to it."""
 
-    def __init__(self, file: str | Path, **options: Any) -> None:
+    def __init__(self, file: str | Path) -> None:
         self.file = Path(file)
-        told = _read(self.file) | options
+        told = read(self.file)
         self.folder = Path(self.file.parent, told.pop("folder", None) or f"{self.file.stem}.tasks").absolute()
         make_folder(self.folder)
         self._state = self._read_state()
-        given = {name: Path(self.file.parent, path) for name, path in (told.pop("tasks", None) or {}).items()}
+        given = {name: self._seen(path) for name, path in (told.pop("tasks", None) or {}).items()}
         for name, kept in self._state.items():
             given.pop(name, None)
             if kept is not None:
                 given[name] = self.folder / kept
         if isinstance(backbone := told.pop("backbone", None), str) and Path(self.file.parent, backbone).exists():
-            backbone = str(Path(self.file.parent, backbone))
+            backbone = str(Path(self.file.parent, backbone).absolute())
         try:
-            self.bank = Bank(backbone, given, **told)
+            self.bank = self.made(backbone, given, told)
         except TypeError as error:
             raise RequestError(f"{self.file} has an option of another kind than it takes ({error}).") from error
         self._tidy()
+
+    def made(self, backbone: Any, adapters: dict[str, str | Path], options: dict[str, Any]) -> Any:
+        """What holds the tasks."""
+        return Bank(backbone, adapters, **options)
+
+    def answer(self, pictures: Sequence[bytes], names: Sequence[str], tasks: Sequence[str], draw: bool) -> list[Told]:
+        """What tasks say of each picture, by their names, ready for JSON; in the thread that asks."""
+        taken = inputs(list(pictures))._replace(names=list(names))
+        found = self.bank.ask(taken, [list(tasks)] * len(pictures))
+        return [{name: as_told(of[name], draw) for name in tasks} for of in found]
+
+    def close(self) -> None:
+        """Answers what was asked, and no more."""
+        self.bank.close()
+
+    def _seen(self, path: str) -> str | Path:
+        """A run as the file names it, from the file's folder; or one on the hub."""
+        return path if path.startswith(ADDRESS) else Path(self.file.parent, path)
 
     def put(self, name: str, content: bytes) -> bool:
         """An adapter under a name, new or in the place of another; True if it is new. RequestError for one that cannot
@@ -101,7 +127,17 @@ class Stored:
                 path.unlink(missing_ok=True)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def as_told(found: Prediction, draw: bool) -> Told:
+    """A prediction ready for JSON, with its drawing as a JPEG in an address of its own, if there is one."""
+    told: Told = {"text": found.text, "rows": found.rows}
+    if draw and found.drawing is not None:
+        drawn = io.BytesIO()
+        found.draw().save(drawn, "JPEG", quality=88)
+        told["drawing"] = "data:image/jpeg;base64," + base64.b64encode(drawn.getvalue()).decode()
+    return told
+
+
+def read(file: Path) -> dict[str, Any]:
     """What a bank's file says, or RequestError."""
     try:
         told = yaml.safe_load(file.read_text(encoding="utf-8"))
