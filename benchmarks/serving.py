@@ -140,12 +140,12 @@ def behind_http(
         Image.fromarray(pixels).save(content, "JPEG")
         for number in clients:
             for name in files:
-                took, refused = asyncio.run(
+                took, refused, lasted = asyncio.run(
                     load(f"{address}/v1/tasks/{name}/predict", content.getvalue(), number, seconds)
                 )
                 took.sort()
                 at = {f"p{q}": took[min(int(q / 100 * len(took)), len(took) - 1)] for q in (50, 95, 99)}
-                rate = len(took) / seconds
+                rate = len(took) / lasted
                 record.append({"clients": number, "task": name, "a_second": rate, "refused": refused, **at})
                 rows.append([str(number), name, f"{rate:.1f}", *(f"{1000 * at[q]:.0f}" for q in at), str(refused)])
         print(measure.table(["clients", "task", "a second", "p50, ms", "p95", "p99", "refused"], rows))
@@ -166,9 +166,9 @@ def begun(server: subprocess.Popen[bytes], address: str) -> None:
     raise RuntimeError(f"The server has ended with {server.returncode}.")
 
 
-async def load(address: str, content: bytes, clients: int, seconds: float) -> tuple[list[float], int]:
+async def load(address: str, content: bytes, clients: int, seconds: float) -> tuple[list[float], int, float]:
     took: list[float] = []
-    refused = 0
+    refused, start = 0, time.perf_counter()
     until = time.perf_counter() + seconds
     async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=clients)) as client:
 
@@ -184,7 +184,7 @@ async def load(address: str, content: bytes, clients: int, seconds: float) -> tu
                     await asyncio.sleep(float(answer.headers.get("retry-after", 0.1)))
 
         await asyncio.gather(*(one() for _ in range(clients)))
-    return took or [0.0], refused
+    return took or [0.0], refused, time.perf_counter() - start
 
 
 def main() -> None:

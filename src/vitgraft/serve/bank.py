@@ -95,6 +95,7 @@ class Place:
     alike: tuple[Any, ...]  # which places may share a batch
     questions: list[int] = field(default_factory=list)
     patches: set[int] = field(default_factory=set)
+    tapped: dict[tuple[int, bool], Tensor] = field(default_factory=dict)  # blocks' outputs in the forms asked for
 
 
 class Bank:
@@ -496,7 +497,11 @@ class Bank:
     def _own(self, found: Activations, model: Model, place: Place) -> Activations:
         """Of what a pass gave for one picture the part that a model asked for, in its form."""
         raw = place.alike[1] is None
-        taps = {i: self.backbone.tapped(found.taps[i], raw and form) for i, form in model.method.contacts.taps.items()}
+        taps = {}
+        for i, form in model.method.contacts.taps.items():
+            if (i, form) not in place.tapped:
+                place.tapped[i, form] = self.backbone.tapped(found.taps[i], raw and form)
+            taps[i] = place.tapped[i, form]
         order = sorted(place.patches)
         return replace(found, taps=taps, patches=[found.patches[order.index(i)] for i in model.patches])
 
