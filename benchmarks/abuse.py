@@ -131,11 +131,13 @@ def main() -> int:
         command = [sys.executable, "-m", "vitgraft.commands.cli", "serve", str(folder / "bank.yaml")]
         server = subprocess.Popen([*command, "--port", str(port), "--token", TOKEN], stdout=subprocess.DEVNULL)
         address = f"http://127.0.0.1:{port}"
-        begun(server, address)
-        wrong = requests(given.requests, address, folder, files, psutil.Process(server.pid))
-        wrong += swaps(given.swaps, address, files)
-        server.send_signal(signal.SIGTERM)
-        server.wait(60)
+        try:
+            begun(server, address)
+            wrong = requests(given.requests, address, folder, files, psutil.Process(server.pid))
+            wrong += swaps(given.swaps, address, files)
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(60)
     print("all held" if not wrong else "; ".join(wrong))
     return 1 if wrong else 0
 

@@ -24,7 +24,7 @@ class Browser:
         if not program:
             pytest.skip("there is no Chromium here")
         self._aiohttp = pytest.importorskip("aiohttp", reason="aiohttp speaks to the browser")
-        self._profile = tempfile.TemporaryDirectory(prefix="vitgraft-browser-")
+        self._profile = tempfile.TemporaryDirectory(prefix="vitgraft-browser-", ignore_cleanup_errors=True)
         self._port, self._size = free_port(), (width, height)
         self._process = subprocess.Popen(
             [program, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",

@@ -24,14 +24,14 @@ def features(size=(64, 96), *, batch=2, sizes=None, channels=CHANNELS, seed=0, d
 def one_of(given, i):
     """The features of picture i alone."""
     maps = [(stride, x[i : i + 1]) for stride, x in given.maps]
-    return Features(given.pooled[i : i + 1], maps, given.size, [given.sizes[i]])
+    return Features(given.pooled[i : i + 1], maps, given.size, [given.inside[i]])
 
 
 def objects(given, counts=(2, 1), *, masks=True, seed=0):
     """Boxes inside each picture, at least a third of it in each direction, and masks that fill about half of them."""
     generator = torch.Generator().manual_seed(seed)
     targets = []
-    for (h, w), n in zip(given.sizes, counts, strict=True):
+    for (h, w), n in zip(given.inside, counts, strict=True):
         near, span = torch.rand(2, n, 2, generator=generator)
         limit = torch.tensor([w, h])
         start = near * limit / 2

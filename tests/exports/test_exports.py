@@ -22,14 +22,16 @@ from vitgraft.testing.backbones import FAMILIES, random_backbone
 from vitgraft.testing.methods import VARIANTS, variant_id
 
 onnxruntime = pytest.importorskip("onnxruntime")
-ON_ONNX = [("hst", {}), ("convpass", {}), ("sct", {}), ("consolidator", {}), ("vpt", {}), ("ssf", {}), ("full", {})]
+ON_ONNX = [("hst", {}), ("convpass", {}), ("consolidator", {}), ("vpt", {})]
 
 
 def session(path):
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if not variant[1]], ids=variant_id)
+@pytest.mark.parametrize(
+    "variant", [variant for variant in VARIANTS if not variant[1] and variant not in ON_ONNX], ids=variant_id
+)
 def test_every_method_is_one_graph_with_a_free_batch(variant, tmp_path):
     backbone = random_backbone("cls")
     whole = Whole(vitgraft.Run(write_adapter(tmp_path / "a", backbone, variant), backbone))
@@ -41,7 +43,7 @@ def test_every_method_is_one_graph_with_a_free_batch(variant, tmp_path):
 
 
 @pytest.mark.parametrize("variant", ON_ONNX, ids=variant_id)
-def test_every_method_as_onnx(variant, tmp_path):
+def test_methods_of_all_contacts_as_onnx(variant, tmp_path):
     backbone = random_backbone("cls")
     run = vitgraft.Run(write_adapter(tmp_path / "a", backbone, variant), backbone)
     before = {name: tensor.clone() for name, tensor in backbone.tensors().items()}
@@ -60,10 +62,19 @@ def test_every_method_as_onnx(variant, tmp_path):
 
 
 @pytest.mark.parametrize("family", sorted({*FAMILIES} - {"cls"}))
-def test_every_family_as_onnx(family, tmp_path):
+def test_every_family_is_one_graph(family, tmp_path):
     backbone = random_backbone(family)
-    run = vitgraft.Run(write_adapter(tmp_path / "a", backbone, ("lora", {})), backbone)
-    assert export([run], tmp_path / "it.onnx")["relative"] < 1e-4
+    whole = Whole(vitgraft.Run(write_adapter(tmp_path / "a", backbone, ("lora", {})), backbone))
+    ask, pixels = traced(whole, (whole.pixels(2),), free=True).module(), whole.pixels(3)
+    with torch.no_grad():
+        assert torch.allclose(ask(pixels), whole(pixels), atol=1e-6)
+
+
+def test_rotary_and_windows_as_onnx(tmp_path):
+    for family in ("dinov3", "swinv2"):
+        backbone = random_backbone(family)
+        run = vitgraft.Run(write_adapter(tmp_path / family, backbone, ("lora", {})), backbone)
+        assert export([run], tmp_path / f"{family}.onnx")["relative"] < 1e-4
 
 
 def test_as_torch_export(tmp_path):
@@ -92,7 +103,7 @@ def timm_model(backbone, classes):
 
 
 @pytest.mark.parametrize("arguments", [{"alpha": 3.0}, {"targets": ("qkv", "proj", "fc1", "fc2"), "rank": 3}])
-@pytest.mark.parametrize("family", ["cls", "eva02", "swin"])
+@pytest.mark.parametrize("family", ["cls", "eva02"])
 def test_to_peft_and_back(arguments, family, tmp_path):
     peft = pytest.importorskip("peft")
     backbone = random_backbone(family)
@@ -152,18 +163,14 @@ def dense(tmp_path_factory):
 @pytest.mark.parametrize(
     ("task", "head", "method"),
     [
-        ("segment", "linear", "lora"),
-        ("segment", "upernet", "hst"),
-        ("segment", "fpn", "linear"),
-        ("segment", "query", "linear"),
-        ("detect", "faster", "linear"),
+        ("segment", "upernet", "linear"),
+        ("segment", "query", "lora"),
         ("detect", "cascade", "lora"),
         ("instance", "mask", "linear"),
-        ("instance", "cascade-mask", "linear"),
         ("instance", "query", "linear"),
     ],
 )
-def test_every_dense_head_as_onnx(dense, task, head, method, tmp_path):
+def test_dense_heads_as_onnx(dense, task, head, method, tmp_path):
     run, data = dense(task, head, method)
     split = "val" if task != "segment" else "train"
     told = export([run], tmp_path / "it.onnx", data=data, split_of_data=split)

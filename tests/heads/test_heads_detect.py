@@ -152,7 +152,7 @@ def test_boxes_are_pooled_at_the_maps_strides_whatever_the_pictures_sizes():
     given = features((64, 96), batch=1, channels=(4, 4, 4, 4), sizes=[(20, 30)])
     maps = {str(i): x for i, (_, x) in enumerate(given.maps)}
     box = torch.tensor([[3.0, 2.0, 25.0, 17.0]])
-    found = roi_pool(7)(maps, [box], given.sizes)
+    found = roi_pool(7)(maps, [box], given.inside)
     torch.testing.assert_close(found, roi_align(maps["0"], [box], 7, 1 / 4, 2))
 
 
@@ -160,7 +160,7 @@ def test_predictions_lie_inside_the_pictures_own_size(head):
     head = shaken(head).eval()
     given = features(sizes=[(64, 96), (33, 41)])
     found = head(given)
-    for record, (h, w) in zip(found, given.sizes, strict=True):
+    for record, (h, w) in zip(found, given.inside, strict=True):
         n = len(record["boxes"])
         assert n > 5
         assert record["boxes"].shape == (n, 4)

@@ -227,6 +227,6 @@ def test_every_head_behind_it(task, name):
 
 def test_features_know_their_pictures_sizes():
     pooled = torch.zeros(3, 4)
-    assert Features(pooled, [], (64, 32)).sizes == [(64, 32)] * 3
-    assert Features(pooled, [], (64, 32), [(1, 2), (3, 4), (5, 6)]).sizes == [(1, 2), (3, 4), (5, 6)]
+    assert Features(pooled, [], (64, 32)).inside == [(64, 32)] * 3
+    assert Features(pooled, [], (64, 32), [(1, 2), (3, 4), (5, 6)]).inside == [(1, 2), (3, 4), (5, 6)]
     assert Features(pooled, []).sizes == []

@@ -17,7 +17,7 @@ from vitgraft.serve.bank import Bank
 from vitgraft.testing.backbones import random_backbone
 from vitgraft.testing.methods import VARIANTS, refusal
 
-FAMILIES = ("cls", "dinov3", "swin")
+FAMILIES = ("cls", "swin")
 KINDS = [(task, head, method) for task, head, method in (
     ("segment", "linear", "lora"), ("segment", "upernet", "hst"), ("segment", "fpn", "linear"),
     ("segment", "query", "hst+lora"), ("detect", "faster", "linear"), ("instance", "mask", "convpass"),
@@ -58,22 +58,21 @@ def everyone(request, tmp_path_factory):
     return backbone, files
 
 
-@pytest.mark.parametrize("precision", ["32", "bf16"])
-def test_each_answer_is_the_runs(everyone, pictures, precision):
+def test_each_answer_is_the_runs(everyone, pictures):
     backbone, files = everyone
-    with Bank(backbone, files, precision=precision) as bank:
+    with Bank(backbone, files, precision="32") as bank:
         found = bank.predict(pictures)
     for name, file in files.items():
         run = vitgraft.Run(file, backbone)
-        run.adapter.header["protocol"]["precision"] = precision
+        run.adapter.header["protocol"]["precision"] = "32"
         for given, expected in zip(found, run.predict(pictures, batch_size=1), strict=True):
             ours, theirs = (each.rows[0]["probabilities"] for each in (given[name], expected))
             assert ours.keys() == theirs.keys()
-            assert [*ours.values()] == pytest.approx([*theirs.values()], abs=1e-5 if precision == "32" else 0.03)
+            assert [*ours.values()] == pytest.approx([*theirs.values()], abs=1e-5)
             assert given[name].picture == expected.picture
 
 
-@pytest.mark.parametrize(("batch", "precision"), [(1, "32"), (3, "32"), (3, "bf16")])
+@pytest.mark.parametrize(("batch", "precision"), [(1, "32"), (3, "bf16")])
 def test_no_answer_depends_on_who_else_is_there(everyone, pictures, batch, precision):
     backbone, files = everyone
     how = {"batch": batch, "precision": precision}
