@@ -224,9 +224,7 @@ class Queries(nn.Module):
         scores, index = chances.flatten().topk(min(self.detections, chances.numel()))
         queries, labels = index // self.classes, index % self.classes
         surest = scores > self.score_threshold
-        if (
-            not torch.compiler.is_compiling()
-        ):  # in a graph they are left out at the end, as how many there are is not known
+        if not torch.compiler.is_compiling():  # a graph leaves them out at the end: it does not know how many there are
             scores, queries, labels, surest = scores[surest], queries[surest], labels[surest], surest[surest]
         whole = resize(masks[queries][None], size)[0] if len(queries) else masks.new_zeros(0, *size)
         pixels = whole[:, : own[0], : own[1]].sigmoid()

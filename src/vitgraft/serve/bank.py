@@ -102,9 +102,10 @@ class Bank:
     """Adapters of many tasks on one backbone, each by a name; they may be added, replaced and dropped while it answers.
 
     backbone: a name, a file or a loaded Backbone; the one that the first adapter names, unless given. adapters: name ->
-    a run's folder, or an adapter file. batch: pictures of one pass, 0 for 16 on a GPU and one elsewhere, where more are
-    no quicker. wait: seconds for which a pass that is not full waits for more questions. memory: GiB that adapters may
-    take, 0 for any, beside those that are being asked; the least used leave it and come back from their files.
+    a run's folder, an adapter file, or hf://OWNER/NAME. batch: pictures of one pass, 0 for 16 on a GPU and one
+    elsewhere, where more are no quicker. wait: seconds for which a pass that is not full waits for more questions.
+    memory: GiB that adapters may take, 0 for any, beside those that are being asked; the least used leave it and come
+    back from their files.
     precision, device: as in a fit. backbone_dtype: as the adapters were trained on, unless given.
 
     Answers are the same to the bit whatever else the bank holds and is asked, on one machine with one batch.
