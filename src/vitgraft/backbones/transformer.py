@@ -19,7 +19,7 @@ from torch.func import functional_call
 from ..contacts import Contacts
 from ..features import Activations
 from ..kernels.attention import attention
-from ..kernels.linear import Change, frozen_linear
+from ..kernels.linear import Change, Gathered, frozen_linear
 from ..kernels.recompute import checkpointed, recomputed
 from ..kernels.rotary import Rotary
 from .base import Backbone, Block, Part, drop_path
@@ -260,9 +260,21 @@ class Transformer(Backbone):
         y = x if alone else self._call(path, x, self._no_contacts)
         if not touched:
             return y
-        given, found = (list(of.split(len(of) // len(rows))) for of in (x, y))
+        S = len(rows)
+        together = {i: change for i, change in upon.items() if isinstance(change, Gathered)}
+        for kind in dict.fromkeys((type(change), change.group) for change in together.values()):
+            of = [
+                together[i] if i in together and (type(together[i]), together[i].group) == kind else None
+                for i in range(S)
+            ]
+            inside = [t.unflatten(0, (S, -1)).flatten(1, -2) for t in (x, y)]
+            y = kind[0].upon_rows(of, *inside).view(y.shape)
+        if len(together) == len(touched):
+            return y
+        given, found = (list(t.split(len(t) // S)) for t in (x, y))
         for i in touched:
-            found[i] = upon[i].upon(given[i], found[i]) if i in upon else self._call(path, given[i], rows[i])
+            if i not in together:
+                found[i] = upon[i].upon(given[i], found[i]) if i in upon else self._call(path, given[i], rows[i])
         return torch.cat(found)
 
     def bias_names(self, path: str) -> tuple[str, ...]:

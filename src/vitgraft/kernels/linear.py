@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -31,6 +31,20 @@ class Change(nn.Module):
     def upon(self, x: Tensor, y: Tensor) -> Tensor:
         """The outputs, from x [B, P+N, in] and what the layer makes of it unchanged, y [B, P+N, out], where that is
         cheaper than a product of the change's own: y may be of a batch that other methods share."""
+        raise NotImplementedError
+
+
+class Gathered(Change):
+    """A change that works upon the outputs of the unchanged layer, for a batch of several methods in one go."""
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        """What changes must have in common to be computed together."""
+        raise NotImplementedError
+
+    @staticmethod
+    def upon_rows(changes: Sequence[Any], x: Tensor, y: Tensor) -> Tensor:
+        """`upon` for x [S, T, in] and y [S, T, out], the i-th row by the i-th change, which None leaves as it is."""
         raise NotImplementedError
 
 

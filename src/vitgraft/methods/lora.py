@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..backbones.base import ROLES, Backbone
 from ..kernels.bottleneck import widen
-from ..kernels.linear import Effective, compute_dtype, frozen_linear
+from ..kernels.linear import Effective, Gathered, compute_dtype, frozen_linear
 from ..method import Method, check_positive, check_share, check_some
 
 
@@ -58,7 +58,7 @@ class LoRA(Method):
                 self.contacts.change(backbone, layer, change)
 
 
-class LowRank(Effective):
+class LowRank(Gathered, Effective):
     """Low-rank updates of some rows of a linear layer, [start, end) each; one product for all of them."""
 
     def __init__(self, ins: int, outs: int, rows: list[tuple[int, int]], R: int, alpha: float, dropout: float) -> None:
@@ -99,3 +99,21 @@ class LowRank(Effective):
 
     def upon(self, x: Tensor, y: Tensor) -> Tensor:
         return y + widen(F.linear(self.drop(x), self.A), self.scale * self.up())
+
+    @property
+    def group(self) -> tuple[int, ...]:
+        return (len(self.A),)
+
+    @staticmethod
+    def upon_rows(changes: Sequence[LowRank | None], x: Tensor, y: Tensor) -> Tensor:
+        """One product with all A, one with all B (as Punica and S-LoRA gather them, arXiv 2310.18547, 2311.03285); of a
+        row without a change both are zeros, so shapes are the same whoever shares the batch."""
+        down = _stacked([None if change is None else change.A for change in changes])
+        up = _stacked([None if change is None else change.scale * change.up() for change in changes])
+        return y + torch.bmm(torch.bmm(x, down.mT), up.mT)
+
+
+def _stacked(given: Sequence[Tensor | None]) -> Tensor:
+    """Tensors of one shape as rows, zeros for None."""
+    nothing = torch.zeros_like(next(t for t in given if t is not None))
+    return torch.stack([nothing if t is None else t for t in given])
