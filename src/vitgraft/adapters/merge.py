@@ -73,7 +73,7 @@ def merge(model: Model, images: Tensor | None = None, *, in_place: bool = False)
         )
     changed = _changed(model)
     vit = _plain(model, changed)
-    difference, relative = _compare(model, vit, _pictures(backbone.native) if images is None else images)
+    difference, relative = _compare(model, vit, random_pictures(backbone.native) if images is None else images)
     tolerance = TOLERANCE[next(vit.parameters()).dtype]
     if not relative <= tolerance:  # also where it is not a number
         raise WorkError(
@@ -113,7 +113,7 @@ def export(run: Run, out: str | Path) -> dict[str, Any]:
     check_new_file(out)
     model, preprocess, header = run.adapter
     architecture = model.backbone.architecture
-    merged = merge(model, _pictures(preprocess))
+    merged = merge(model, random_pictures(preprocess))
     arguments = {**model.backbone.timm_arguments, "num_classes": len(header["classes"])}
     shown = {
         "input_size": [3, *preprocess.size],
@@ -146,8 +146,8 @@ def export(run: Run, out: str | Path) -> dict[str, Any]:
         "pictures": [CHECKED, 3, *preprocess.size],
         "python": [
             "import timm",
-            f"model = timm.create_model({architecture!r}, {_words(checkpoint_path=str(out), **arguments)}).eval()",
-            f"transform = timm.data.create_transform({_words(**shown)})",
+            f"model = timm.create_model({architecture!r}, {keywords(checkpoint_path=str(out), **arguments)}).eval()",
+            f"transform = timm.data.create_transform({keywords(**shown)})",
         ],
     }
 
@@ -205,10 +205,11 @@ def _compare(model: Model, vit: nn.Module, images: Tensor) -> tuple[float, float
     return largest, (differences.norm() / unmerged.double().norm()).item() if largest else 0.0
 
 
-def _pictures(preprocess: Preprocess) -> Tensor:
+def random_pictures(preprocess: Preprocess) -> Tensor:
     """Random normalised pictures [B, 3, H, W], always the same."""
     return torch.randn(CHECKED, 3, *preprocess.size, generator=torch.Generator().manual_seed(0))
 
 
-def _words(**arguments: Any) -> str:
+def keywords(**arguments: Any) -> str:
+    """As they stand in a call."""
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items())

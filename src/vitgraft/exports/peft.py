@@ -18,12 +18,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..adapters import file as adapter
-from ..adapters.merge import _pictures
+from ..adapters.merge import keywords, random_pictures
 from ..adapters.run import Run
 from ..backbones import Backbone
 from ..common.errors import RequestError, WorkError
 from ..common.files import check_new_file, make_folder, write_bytes, write_json
 from ..common.settings import Settings
+from ..data import Preprocess
 from ..methods.lora import LowRank
 from ..model import Model, build
 
@@ -71,7 +72,7 @@ def to_peft(run: Run, out: str | Path) -> dict[str, Any]:
         "modules_to_save": [head],
         "peft_version": peft.__version__,
     }
-    images = _pictures(preprocess)
+    images = random_pictures(preprocess)
     content = save({name: tensor.float().contiguous() for name, tensor in tensors.items()})
     told = {key: header[key] for key in ("task", "classes", "preprocess", "backbone")}
     make_folder(out)
@@ -96,7 +97,7 @@ def to_peft(run: Run, out: str | Path) -> dict[str, Any]:
         "tolerance": TOLERANCE,
         "python": [
             "import timm, peft",
-            f"base = timm.create_model({model.backbone.architecture!r}, {_words(pretrained=True, **arguments)})",
+            f"base = timm.create_model({model.backbone.architecture!r}, {keywords(pretrained=True, **arguments)})",
             f"model = peft.PeftModel.from_pretrained(base, {str(out)!r}).eval()",
         ],
     }
@@ -144,8 +145,8 @@ def from_peft(
     linear.load_state_dict(
         {"weight": weight, "bias": state.get(f"{PREFIX}{heads[0]}.bias", weight.new_zeros(len(weight)))}
     )
-    preprocess = told.get("preprocess") or backbone.preprocess().to_dict()
-    images = torch.randn(4, 3, *preprocess["size"], generator=torch.Generator().manual_seed(0))
+    preprocess = Preprocess.from_dict(told["preprocess"]) if told.get("preprocess") else backbone.preprocess()
+    images = random_pictures(preprocess)
     with torch.no_grad():
         difference, relative = _compared(model(images), theirs(images))
     header = {
@@ -160,7 +161,7 @@ def from_peft(
         },
         "head": {"name": "linear", "options": {}, "neck_blocks": 0, "neck_width": 0},
         "classes": names,
-        "preprocess": preprocess,
+        "preprocess": preprocess.to_dict(),
         "protocol": asdict(Settings()),
         "metrics": {},
         "versions": {"peft": peft.__version__, "timm": timm.__version__},
@@ -209,7 +210,3 @@ def _compared(found: Tensor, expected: Tensor) -> tuple[float, float]:
             "the backbone is another one, or the configuration holds what this cannot carry over."
         )
     return float(difference.abs().max()), relative
-
-
-def _words(**arguments: Any) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())

@@ -44,6 +44,15 @@ DECODERS = 4  # threads, of one request
 ON_A_GPU = 16  # pictures of one pass; a processor is as quick with one
 
 
+def check_name(name: str) -> None:
+    """RequestError for what is no name of a task."""
+    if not NAME.fullmatch(name):
+        raise RequestError(
+            f"{name!r:.80} is no name of a task: take up to 100 letters, digits, dots, hyphens and underlines, the "
+            "first a letter or a digit."
+        )
+
+
 @dataclass(eq=False)
 class Entry:
     """One task of a bank. The model may be away, and comes back by its file."""
@@ -57,6 +66,7 @@ class Entry:
     settings: Settings
     ask: Answer
     detached: bool  # its method leaves the backbone alone
+    alike: tuple[Any, ...]  # what its places must have in common with others to share a batch
     bytes: int  # of its tensors in memory
     file_bytes: int
     model: Model | None
@@ -211,11 +221,7 @@ class Bank:
             del self._entries[name]
 
     def _put(self, name: str, path: str | Path) -> None:
-        if not NAME.fullmatch(name):
-            raise RequestError(
-                f"{name!r:.80} is no name of a task: take up to 100 letters, digits, dots, hyphens and underlines, the "
-                "first a letter or a digit."
-            )
+        check_name(name)
         file = Run(path).file.absolute()
         loaded, digest = self._load(file)
         model, preprocess, header = loaded
@@ -231,6 +237,7 @@ class Bank:
             settings,
             task.answer(settings, preprocess),
             not model.method.crosses_backbone,
+            self._alike(model.method.contacts),
             sum(t.numel() * t.element_size() for t in model.state().values()),
             file.stat().st_size,
             model,
@@ -451,9 +458,8 @@ class Bank:
             dense = bool(model.head.levels)
             key = (id(q.batch), dense) if q.entry.detached else k
             if (place := shared.get(key)) is None:
-                contacts, alike = Contacts(), self._alike(q.entry, model)
-                place = shared[key] = Place(model.seen(images[id(q.batch)][1]), contacts, alike)
-                groups.setdefault((place.seen.shape[-2:], alike), []).append(place)
+                place = shared[key] = Place(model.seen(images[id(q.batch)][1]), Contacts(), q.entry.alike)
+                groups.setdefault((place.seen.shape[-2:], place.alike), []).append(place)
             if q.entry.detached:
                 place.contacts.taps |= model.method.contacts.taps
             else:
@@ -470,15 +476,13 @@ class Bank:
         H, W = self.backbone.native.size
         return max(1, min(self.batch, self.batch * H * W // (shape[0] * shape[1])))
 
-    def _alike(self, entry: Entry, model: Model) -> tuple[Any, ...]:
+    def _alike(self, contacts: Contacts) -> tuple[Any, ...]:
         """What places must have in common to share a batch: the number of extra tokens in each block. A method that
         trains tensors which no layer of its own reads (a position embedding) shares with none but its own."""
-        contacts = model.method.contacts
         layers = {name.rpartition(".")[0] for name in contacts.own("")}
-        at = dict(self.backbone.vit.named_modules())
-        plain = all(isinstance(at[path], (nn.Linear, nn.LayerNorm)) for path in layers)
+        plain = all(isinstance(self.backbone.vit.get_submodule(path), (nn.Linear, nn.LayerNorm)) for path in layers)
         tokens = tuple((first, len(t[0]), last) for first, (t, last) in sorted(contacts.tokens.items()))
-        return (tokens, None if plain else entry)
+        return (tokens, None if plain else object())
 
     def _pass(self, places: list[Place]) -> Iterator[tuple[Place, Activations]]:
         """Each place with what the backbone makes of it. The batch is filled up with the last one."""

@@ -23,11 +23,10 @@ from starlette.responses import Response
 
 from .. import tasks as kinds
 from ..adapters import file as adapter
-from ..adapters.inputs import inputs
 from ..adapters.run import Run
 from ..common.errors import RequestError, VitgraftError, WorkError, near_misses
-from .bank import NAME, Bank
-from .stored import Stored, Told, as_told
+from .bank import Bank, check_name
+from .stored import Stored, Told, asked
 
 TRIES = 5  # of a question whose replica died
 PAUSE = 0.5  # seconds between them
@@ -67,10 +66,9 @@ class Replica:
             return WorkError(str(error)) if not isinstance(error, RequestError) else error
 
     def _answer(self, pictures: list[bytes], names: list[str], tasks: Any, draw: bool, held: list[_Held]) -> list[Told]:
-        taken = inputs(pictures)._replace(names=names)
         digests = list(dict.fromkeys(digest for digest, _ in tasks.values()))
-        found: Any = self.bank.ask(taken, [digests] * len(pictures))
-        return [{name: as_told(of[digest], draw) for name, (digest, _) in tasks.items()} for of in found]
+        found = asked(self.bank, pictures, names, digests, draw)
+        return [{name: of[digest] for name, (digest, _) in tasks.items()} for of in found]
 
 
 class _Held:
@@ -97,8 +95,7 @@ class Catalogue:
             self.add(name, path)
 
     def add(self, name: str, path: str | Path) -> None:
-        if not NAME.fullmatch(name):
-            raise RequestError(f"{name!r:.80} is no name of a task: take letters, digits, dots and hyphens.")
+        check_name(name)
         file = Run(path).file.absolute()
         header = adapter.read(file)[1]
         kinds.find(header["task"])

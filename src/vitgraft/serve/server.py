@@ -118,29 +118,21 @@ def create(stored: Stored, limits: Limits | None = None, token: str = "") -> Fas
     async def _sentence(request: Request, error: VitgraftError) -> Response:
         return refused(422, str(error))
 
+    texts = {"type": "array", "items": {"type": "string"}}
     body = {
         "required": True,
         "content": {
-            "multipart/form-data": {
+            kind: {
                 "schema": {
                     "type": "object",
                     "properties": {
-                        "pictures": {"type": "array", "items": {"type": "string", "format": "binary"}},
-                        "tasks": {"type": "array", "items": {"type": "string"}},
+                        "pictures": {"type": "array", "items": {"type": "string", "format": form}},
+                        "tasks": texts,
                     },
                     "required": ["pictures"],
                 }
-            },
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "pictures": {"type": "array", "items": {"type": "string", "format": "byte"}},
-                        "tasks": {"type": "array", "items": {"type": "string"}},
-                    },
-                    "required": ["pictures"],
-                }
-            },
+            }
+            for kind, form in (("multipart/form-data", "binary"), ("application/json", "byte"))
         },
     }
 

@@ -45,7 +45,7 @@ class Stored:
 
     def __init__(self, file: str | Path) -> None:
         self.file = Path(file)
-        told = read(self.file)
+        told = _read(self.file)
         self.folder = Path(self.file.parent, told.pop("folder", None) or f"{self.file.stem}.tasks").absolute()
         make_folder(self.folder)
         self._state = self._read_state()
@@ -68,9 +68,7 @@ class Stored:
 
     def answer(self, pictures: Sequence[bytes], names: Sequence[str], tasks: Sequence[str], draw: bool) -> list[Told]:
         """What tasks say of each picture, by their names, ready for JSON; in the thread that asks."""
-        taken = inputs(list(pictures))._replace(names=list(names))
-        found = self.bank.ask(taken, [list(tasks)] * len(pictures))
-        return [{name: as_told(of[name], draw) for name in tasks} for of in found]
+        return asked(self.bank, pictures, names, tasks, draw)
 
     def close(self) -> None:
         """Answers what was asked, and no more."""
@@ -127,7 +125,14 @@ class Stored:
                 path.unlink(missing_ok=True)
 
 
-def as_told(found: Prediction, draw: bool) -> Told:
+def asked(bank: Bank, pictures: Sequence[bytes], names: Sequence[str], tasks: Sequence[str], draw: bool) -> list[Told]:
+    """What tasks of a bank say of each picture, of these names, ready for JSON."""
+    taken = inputs(list(pictures))._replace(names=list(names))
+    found: Any = bank.ask(taken, [list(tasks)] * len(pictures))
+    return [{task: _as_told(of[task], draw) for task in tasks} for of in found]
+
+
+def _as_told(found: Prediction, draw: bool) -> Told:
     """A prediction ready for JSON, with its drawing as a JPEG in an address of its own, if there is one."""
     told: Told = {"text": found.text, "rows": found.rows}
     if draw and found.drawing is not None:
@@ -137,7 +142,7 @@ def as_told(found: Prediction, draw: bool) -> Told:
     return told
 
 
-def read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> dict[str, Any]:
     """What a bank's file says, or RequestError."""
     try:
         told = yaml.safe_load(file.read_text(encoding="utf-8"))
