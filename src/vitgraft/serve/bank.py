@@ -16,7 +16,9 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +36,7 @@ from ..contacts import Contacts, side_by_side
 from ..data import BadPicture, Batch, LoadedPictures, Preprocess, open_picture
 from ..engine.answers import Answer, ask
 from ..engine.devices import kind_of, resolved_precision
+from ..engine.workers import Workers
 from ..features import Activations
 from ..measures.prediction import Prediction
 from ..model import Model
@@ -151,7 +154,8 @@ class Bank:
         self._waiting: list[tuple[list[Question], Future[list[Any]]]] = []
         self._more = threading.Condition()
         self._closed = False
-        # One thread computes, so that sums are cut among its threads in one way always.
+        # One thread computes, so that sums are cut among its threads in one way always; small ones are not cut.
+        self._workers = Workers()
         self._thread = threading.Thread(target=self._work, name="vitgraft-bank", daemon=True)
         given = dict(adapters or {})
         if backbone is None or not isinstance(backbone, Backbone):
@@ -188,6 +192,7 @@ class Bank:
             self._more.notify_all()
         if self._thread.is_alive():
             self._thread.join()
+        self._workers.close()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -419,8 +424,7 @@ class Bank:
     def _computed(self, questions: Sequence[Question]) -> list[Any]:
         """What the heads say to each, in their order."""
         answers: list[Any] = [None] * len(questions)
-        bf16 = torch.autocast(self._kind, torch.bfloat16, enabled=self.precision == "bf16")
-        with torch.no_grad(), bf16:
+        with self._numbers():
             images: dict[int, tuple[Batch, Tensor]] = {}  # of each batch
             for q in questions:
                 if id(q.batch) not in images:
@@ -435,11 +439,30 @@ class Bank:
             for places in self._passes(questions, models, images):
                 for place, found in self._pass(places):
                     for k in place.questions:
-                        began, q, model = time.perf_counter(), questions[k], models[k]
+                        q, model = questions[k], models[k]
                         own = self._own(found, model, place)
-                        answers[k] = model(images[id(q.batch)][1], None, own, q.batch.sizes)
-                        self._count(q.entry, began)
-        return answers
+                        work = partial(self._finished, q, model, images[id(q.batch)][1], own)
+                        answers[k] = self._workers.begun(work) if self._small(model) else work()
+        return [answer.result() if isinstance(answer, Future) else answer for answer in answers]
+
+    def _small(self, model: Model) -> bool:
+        """Whether what is the task's own is too little for more threads than one. Maps are enough for all."""
+        return self._kind == "cpu" and not model.head.levels
+
+    def _finished(self, q: Question, model: Model, images: Tensor, found: Activations) -> Any:
+        """What a head says, from what a pass gave."""
+        began = time.perf_counter()
+        with self._numbers():
+            answer = model(images, None, found, q.batch.sizes)
+        self._count(q.entry, began)
+        return answer
+
+    @contextmanager
+    def _numbers(self) -> Iterator[None]:
+        """The bank's precision, without gradients."""
+        bf16 = torch.autocast(self._kind, torch.bfloat16, enabled=self.precision == "bf16")
+        with torch.no_grad(), bf16:
+            yield
 
     @staticmethod
     def _count(entry: Entry, began: float) -> None:
