@@ -25,11 +25,12 @@ class Workers:
 
         def begin() -> None:
             torch.set_num_threads(1)  # of this thread, and of those that begin after it
+            torch.get_num_threads()  # until a thread has asked, it takes what was set last, by whomsoever
             ready.wait()
 
         self._pool = ThreadPoolExecutor(n, "vitgraft-worker", begin)
         for _ in range(n):
-            self._pool.submit(torch.get_num_threads)  # a thread begins with its first piece of work
+            self._pool.submit(int)  # a thread begins with its first piece of work
         ready.wait()
         torch.set_num_threads(n)  # of those that begin from here on
 
