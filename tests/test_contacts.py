@@ -1,4 +1,4 @@
-"""Each of the five contacts, by a made-up method that uses nothing else, against timm's own model edited by hand."""
+"""Each of the six contacts, by a made-up method that uses nothing else, against timm's own model edited by hand."""
 
 import copy
 import math
@@ -97,6 +97,22 @@ class Tokens(Method):
         super().attach(backbone)
         self.two = nn.Parameter(torch.randn(1, 2, backbone.blocks[1].width))
         self.contacts.add_tokens(backbone, 1, self.two)
+
+
+class OwnKeys(nn.Module):
+    def __init__(self, block, T=3):
+        super().__init__()
+        self.both = nn.Parameter(torch.randn(2, block.heads, T, block.width // block.heads))
+
+    def forward(self):
+        return self.both[0], self.both[1]
+
+
+class Prefixes(Method):
+    def attach(self, backbone):
+        super().attach(backbone)
+        self.own = OwnKeys(backbone.blocks[2])
+        self.contacts.add_prefix(backbone, 2, self.own)
 
 
 class Taps(Method):
@@ -358,6 +374,73 @@ def test_what_comes_after_a_sublayer(cls):
     torch.testing.assert_close(cls(images, contacts).tokens, vit.forward_features(images))
 
 
+def test_what_stands_beside_a_linear_layer(backbone, images):
+    """Inside windows too, where there are some."""
+    method = attached(Method, backbone)
+    vit, block = copy.deepcopy(backbone.vit), backbone.blocks[1]
+    roles = ("proj", "fc2") if backbone.post_norm else ("qkv", "fc2")  # Swin-V2 has biases of q and v beside its layer
+    paths = backbone.layers(block, *roles)
+    for path in paths:
+        linear = backbone.linear(path)
+        branch = OnLinear(linear.in_features, linear.out_features)
+        method.contacts.add_branch(backbone, path, branch)
+        vit.get_submodule(path).register_forward_hook(lambda module, args, y, f=branch: y + f(args[0], y, None))
+    assert method.contacts.kinds == ("branch",)
+    torch.testing.assert_close(backbone(images, method.contacts).tokens, features(vit, images))
+
+
+class OnLinear(nn.Module):
+    def __init__(self, ins, outs):
+        super().__init__()
+        self.a, self.b = nn.Linear(ins, outs), nn.Linear(outs, outs)
+
+    def forward(self, inputs, outputs, grid):
+        assert grid is None
+        return self.a(inputs).tanh() + self.b(outputs)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if "swin" not in name])
+def test_what_comes_before_a_block(backbone, images):
+    """Before its tokens and taps, after positions."""
+    backbone, images = backbone.double(), images.double()
+    contacts = attached(Method, backbone).contacts
+    h, w = (images.shape[2] // backbone.patch[0], images.shape[3] // backbone.patch[1])
+
+    class Turn(nn.Module):
+        def forward(self, x, grid):
+            assert grid == (h, w)
+            return x.flip(1).cos()
+
+    for block in (0, 2):
+        contacts.add_before(backbone, block, Turn())
+    contacts.tap(backbone, -1)
+    contacts.tap(backbone, 1)
+    found, timm = backbone(images, contacts), Timm(backbone.vit, images)
+    x = timm.start.flip(1).cos()
+    torch.testing.assert_close(found.taps[-1], x)
+    x = timm.block(1, timm.block(0, x))
+    torch.testing.assert_close(found.taps[1], x)
+    x = timm.block(3, timm.block(2, x.flip(1).cos()))
+    torch.testing.assert_close(found.tokens, backbone.vit.norm(x))
+
+
+def test_keys_and_values_of_its_own(cls):
+    """Every token looks at them too; they have no row."""
+    cls = cls.double()
+    images, method = random_images(cls).double(), attached(Prefixes, cls).double()
+    edited = copy.deepcopy(cls.vit)
+    edited.blocks[2].attn.forward = lambda z, **_: attention_by_hand(edited.blocks[2].attn, z, method.own)
+    torch.testing.assert_close(cls(images, method.contacts).tokens, edited.forward_features(images))
+    assert not torch.equal(cls(images).tokens, edited.forward_features(images))
+
+
+def attention_by_hand(attn, z, own):
+    q, k, v = attn.qkv(z).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    K, V = (t.expand(len(z), -1, -1, -1) for t in own())
+    scores = q @ torch.cat([K, k], 2).mT * attn.head_dim**-0.5
+    return attn.proj((scores.softmax(-1) @ torch.cat([V, v], 2)).transpose(1, 2).flatten(2))
+
+
 def _clamped(block, x):
     x = (x + block.attn(block.norm1(x))).clamp(-1, 1)
     return x + block.mlp(block.norm2(x))
@@ -389,11 +472,15 @@ def test_one_place_takes_one(cls):
     contacts.change(cls, "norm", Doubling())
     contacts.add_branch(cls, "blocks.0.mlp", Beside(48))
     contacts.add_after(cls, "blocks.0.mlp", nn.ReLU())
+    contacts.add_before(cls, 3, nn.ReLU())
+    contacts.add_prefix(cls, 3, OwnKeys(cls.blocks[3]))
     contacts.add_tokens(cls, 1, nn.Parameter(torch.zeros(1, 1, 48)), until=2)
     for again in (
         lambda: contacts.change(cls, "norm", Doubling()),
         lambda: contacts.add_branch(cls, "blocks.0.mlp", Beside(48)),
         lambda: contacts.add_after(cls, "blocks.0.mlp", nn.ReLU()),
+        lambda: contacts.add_before(cls, 3, nn.ReLU()),
+        lambda: contacts.add_prefix(cls, 3, OwnKeys(cls.blocks[3])),
         lambda: contacts.add_tokens(cls, 2, nn.Parameter(torch.zeros(1, 1, 48))),
     ):
         with pytest.raises(ValueError, match="already"):
@@ -408,6 +495,7 @@ def test_one_place_takes_one(cls):
         (Changes, ("weight",), True, True),
         (Branches, ("branch",), True, False),
         (Tokens, ("tokens",), True, False),
+        (Prefixes, ("prefix",), True, False),
         (Taps, ("tap",), False, False),
     ],
 )
@@ -418,15 +506,15 @@ def test_what_the_contacts_imply(cls, cls_, kinds, crosses, mergeable):
     assert method.mergeable == mergeable
 
 
-def test_all_five_at_once_and_none_afterwards(backbone, images):
+def test_all_six_at_once_and_none_afterwards(backbone, images):
     """In one method, and the backbone alone is bitwise what it was."""
 
-    class All(Trains, Changes, Branches, Tokens, Taps):
+    class All(Trains, Changes, Branches, Tokens, Prefixes, Taps):
         pass
 
     plain = backbone(images).tokens
     method = attached(All, backbone)
-    assert method.contacts.kinds == ("train", "weight", "branch", "tokens", "tap")
+    assert method.contacts.kinds == ("train", "weight", "branch", "tokens", "prefix", "tap")
     method.read(backbone, images).tokens.sum().backward()
     assert torch.equal(backbone(images).tokens, plain)
 
@@ -447,6 +535,10 @@ def test_unknown_places_are_said_with_what_exists(cls):
             contacts.tap(cls, block)
         with pytest.raises(RequestError, match=f"block {block}.*0 to 3"):
             contacts.add_tokens(cls, block, nn.Parameter(torch.zeros(1, 1, 48)))
+        with pytest.raises(RequestError, match=f"block {block}.*0 to 3"):
+            contacts.add_prefix(cls, block, OwnKeys(cls.blocks[0]))
+        with pytest.raises(RequestError, match=f"block {block}.*0 to 3"):
+            contacts.add_before(cls, block, nn.ReLU())
     assert contacts.kinds == ()
 
 

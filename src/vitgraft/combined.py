@@ -99,6 +99,7 @@ class Combined(Method):
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         for part in self._parts:
+            part.classes = self.classes
             part.attach(backbone)
         if side := self._side:
             self.width, self.map_channels, self.side_channels = side.width, side.map_channels, side.side_channels
@@ -114,15 +115,17 @@ class Combined(Method):
         self.contacts = joined
 
     def calibrate(self, backbone: Backbone, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        waiting = [part for part in self._parts if not part.ready]
-        seen = list(batches) if len(waiting) > 1 else batches
-        for part in waiting:
-            part.calibrate(backbone, seen)
+        for part in self._parts:
+            if not part.ready:
+                part.calibrate(backbone, batches)
 
     def consolidate(self) -> None:
         for part in self._parts:
             part.consolidate()
         self._join()
+
+    def losses(self) -> dict[str, Tensor]:
+        return {name: loss for part in self._parts for name, loss in part.losses().items()}
 
     def features(self, backbone: Backbone, images: Tensor, activations: Activations) -> Features:
         side = self._side

@@ -1,4 +1,4 @@
-"""The five contacts: every way in which a method touches the frozen backbone.
+"""The six contacts: every way in which a method touches the frozen backbone.
 
 A method never edits the backbone. It declares its contacts here, and the backbone's forward pass consults them, so
 detaching is exact (pass other contacts, or none), any number of methods share one backbone, and the backbone's tensors
@@ -9,18 +9,23 @@ and module tree never change.
 | train  | the name of a tensor that exists | uses the method's own trainable copy in its place |
 | weight | a `Change` of one affine layer | computes the changed layer instead of the plain one |
 | branch | a module beside a sub-layer | adds its output to the residual stream, outside LayerScale |
-|        | a module after a sub-layer | passes the residual stream through it |
+|        | a module beside a linear layer | adds its output to the layer's |
+|        | a module before a block, or after a sub-layer | passes the residual stream through it |
 | tokens | extra tokens for one block or several | puts them in front, hands back what became of them, removes them |
+| prefix | extra keys and values for one block | has its attention look at them too |
 | tap    | the number of a block | hands back the block's output |
 
 Names are timm's, by path: `blocks.3.attn.qkv` (linear), `blocks.3.norm1.weight` (tensor), `blocks.3.attn` and
 `blocks.3.mlp` (sub-layers). One place takes one change and one branch of each kind: a second one is an error.
+
+Beside another method's M extra tokens what is [B, P+N, D] below is [B, M+P+N, D].
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +36,9 @@ from .kernels.linear import Change, exact
 
 SUBLAYERS = ("attn", "mlp")
 
+Tokens = Callable[[int], Tensor]
+Prefix = Callable[[], "tuple[Tensor, Tensor]"]
+
 
 class Places(Protocol):
     """What contacts ask of a backbone: where it can be touched."""
@@ -39,6 +47,7 @@ class Places(Protocol):
     depth: int
     blocks: tuple[Any, ...]  # each has a path
     affine: dict[str, nn.Module]
+    linears: dict[str, nn.Linear]
 
     def tensor(self, name: str) -> Tensor: ...
 
@@ -59,8 +68,9 @@ class Tree(nn.Module):
 class Contacts(nn.Module):
     """What one method adds to one backbone, and where.
 
-    `trained`, `changes`, `branches` and `afters` hold parameters and therefore belong to the method's state; `tokens`
-    refers to parameters that the method owns, and so does all that a record has from others by `join`.
+    `trained`, `changes`, `branches`, `befores` and `afters` hold parameters and therefore belong to the method's state;
+    `tokens` and `prefixes` refer to parameters that the method owns, and so does all that a record has from others by
+    `join`.
     """
 
     def __init__(self) -> None:
@@ -68,8 +78,10 @@ class Contacts(nn.Module):
         self.trained = Tree()
         self.changes = Tree()
         self.branches = Tree()
+        self.befores = Tree()
         self.afters = Tree()
-        self.tokens: dict[int, tuple[nn.Parameter, int]] = {}  # first block -> the tokens, their last block
+        self.tokens: dict[int, tuple[Tokens, int]] = {}  # first block -> the tokens, their last block
+        self.prefixes: dict[str, Prefix] = {}  # path of an attention -> its keys and values
         self.taps: dict[int, bool] = {}  # block -> whether its output is normalised
         # Rate at the last block, growing linearly from 0 at the first; active in training only, and inside the backbone
         # only where something trains there: otherwise its pass is a function of the picture alone.
@@ -80,18 +92,20 @@ class Contacts(nn.Module):
         self.rows: tuple[Contacts, ...] = ()  # of the methods whose pictures share a batch: see `side_by_side`
         self.change_at: dict[str, Change] = {}
         self.branch_at: dict[str, Callable[..., Tensor]] = {}
+        self.before_at: dict[str, Callable[..., Tensor]] = {}
         self.after_at: dict[str, Callable[..., Tensor]] = {}
         self._changed: dict[str, dict[str, Change]] = {}  # path -> relative path -> change
         self._own: dict[str, dict[str, nn.Parameter]] = {}  # path -> relative name -> trained copy
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Which of the five contacts are in use."""
+        """Which of the six contacts are in use."""
         used = {
             "train": len(self.own("")),
             "weight": len(self.change_at),
-            "branch": len(self.branch_at) + len(self.after_at),
+            "branch": len(self.branch_at) + len(self.before_at) + len(self.after_at),
             "tokens": len(self.tokens),
+            "prefix": len(self.prefixes),
             "tap": len(self.taps),
         }
         return tuple(kind for kind, number in used.items() if number)
@@ -116,8 +130,8 @@ class Contacts(nn.Module):
         return self._own.get(path, {})
 
     def touches(self, path: str) -> bool:
-        """Whether a tensor or a layer under `path` is another one than the backbone's."""
-        return path in self._own or path in self._changed
+        """Whether a tensor or a layer under `path` is another one than the backbone's, or has a branch beside it."""
+        return path in self._own or path in self._changed or path in self.branch_at
 
     def tensors(self, path: str, module: nn.Module) -> dict[str, Tensor]:
         """What stands in the place of tensors of the module at `path`, by their names relative to it."""
@@ -153,14 +167,22 @@ class Contacts(nn.Module):
             self._changed.setdefault(folder, {})[rest] = change
 
     def add_branch(self, backbone: Places, path: str, branch: nn.Module) -> None:
-        """Adds `branch(inputs, outputs, grid)` to the residual stream beside the sub-layer at `path`.
+        """Adds `branch(inputs, outputs, grid)` to the residual stream beside the sub-layer at `path`, or to the outputs
+        of the linear layer there.
 
         inputs [B, P+N, D] is what enters the sub-layer (after its norm), outputs [B, P+N, D] what leaves it (before
-        LayerScale), grid the patch grid (h, w); with another method's M extra tokens both are [B, M+P+N, D]. Where
-        nothing reads the patches any more, both are [B, P, D].
+        LayerScale), grid the patch grid (h, w). Where nothing reads the patches any more, both are [B, P, D]. Of a
+        linear layer they are [..., in] and [..., out], and grid is None: its tokens may lie in windows.
         """
-        _check_sublayer(backbone, path)
+        if path not in backbone.linears:
+            _check_sublayer(backbone, path)
         _place(self.branches, self.branch_at, path, branch)
+
+    def add_before(self, backbone: Places, block: int, module: nn.Module) -> None:
+        """Passes the residual stream through `module(x, grid)` on its way into a block: [B, P+N, D] -> the same, the
+        patches last, row by row of the grid (h, w)."""
+        _check_block(backbone, block)
+        _place(self.befores, self.before_at, backbone.blocks[block].path, module)
 
     def add_after(self, backbone: Places, path: str, module: nn.Module) -> None:
         """Passes the residual stream, once the sub-layer at `path` has been added to it, through `module(x)`:
@@ -168,14 +190,24 @@ class Contacts(nn.Module):
         _check_sublayer(backbone, path)
         _place(self.afters, self.after_at, path, module)
 
-    def add_tokens(self, backbone: Places, block: int, tokens: nn.Parameter, until: int | None = None) -> None:
-        """Puts `tokens` [1, M, D] in front of the sequence from `block` to the block `until`, or for `block` alone."""
+    def add_prefix(self, backbone: Places, block: int, prefix: Prefix) -> None:
+        """Puts keys and values in front of those of one block's attention: `prefix()` -> both [heads, T, D / heads],
+        of as many heads as queries have. They are taken as they are: no norm of keys, no position, no mask."""
+        _check_block(backbone, block)
+        path = f"{backbone.blocks[block].path}.attn"
+        if path in self.prefixes:
+            raise ValueError(f"{path} has keys and values of a method already: one attention takes one set.")
+        self.prefixes[path] = prefix
+
+    def add_tokens(self, backbone: Places, block: int, tokens: nn.Parameter | Tokens, until: int | None = None) -> None:
+        """Puts `tokens` in front of the sequence from `block` to the block `until`, or for `block` alone: [1, M, D], or
+        `tokens(B)`, which makes them for B pictures, [B, M, D] or [1, M, D]."""
         last = block if until is None else until
         _check_block(backbone, block)
         _check_block(backbone, last)
         if self._has_tokens(block, last):
             raise ValueError(f"Block {block} has extra tokens already: one block takes one set.")
-        self.tokens[block] = (tokens, last)
+        self.tokens[block] = (partial(_same, tokens) if isinstance(tokens, Tensor) else tokens, last)
 
     def _has_tokens(self, first: int, last: int) -> bool:
         return any(start <= last and first <= end for start, (_, end) in self.tokens.items())
@@ -196,7 +228,9 @@ class Contacts(nn.Module):
             (self.own(""), other.own("")),
             (self.change_at, other.change_at),
             (self.branch_at, other.branch_at),
+            (self.before_at, other.before_at),
             (self.after_at, other.after_at),
+            (self.prefixes, other.prefixes),
         ]
         wanted = [place for ours, theirs in places for place in theirs if place in ours]
         wanted += [f"tokens in block {i}" for i, (_, last) in other.tokens.items() if self._has_tokens(i, last)]
@@ -211,7 +245,9 @@ class Contacts(nn.Module):
         for path, change in other.change_at.items():
             self._change(path, change)
         self.branch_at |= other.branch_at
+        self.before_at |= other.before_at
         self.after_at |= other.after_at
+        self.prefixes |= other.prefixes
         self.tokens |= other.tokens
         self.taps |= other.taps
 
@@ -220,20 +256,29 @@ def side_by_side(rows: Sequence[Contacts]) -> Contacts:
     """What a pass over a batch asks whose pictures are for different methods: the i-th of them for `rows[i]`.
 
     Layers that none has touched are one product for the whole batch; a branch, a change or a trained copy sees the
-    picture of its own method alone. For inference. All must have as many extra tokens in the same blocks, and train no
-    tensors but those of LayerNorms and linear layers. Taps are those of all, as they are.
+    picture of its own method alone. For inference. All must have as many extra tokens, keys and values in the same
+    blocks, and train no tensors but those of LayerNorms and linear layers. Taps are those of all, as they are.
     """
     found = Contacts()
     found.rows = tuple(rows)
     for first, (_, last) in rows[0].tokens.items():
-        found.tokens[first] = (nn.Parameter(torch.cat([row.tokens[first][0] for row in rows]), False), last)
+        found.tokens[first] = (partial(_same, torch.cat([row.tokens[first][0](1) for row in rows])), last)
+    for path in rows[0].prefixes:
+        pairs = zip(*(row.prefixes[path]() for row in rows), strict=True)
+        found.prefixes[path] = partial(_same, tuple(torch.stack(of) for of in pairs))
     for row in rows:
         found.taps |= dict.fromkeys(row.taps, False)
         for path in row.branch_at:
             found.branch_at.setdefault(path, _Branches([row.branch_at.get(path) for row in rows]))
+        for path in row.before_at:
+            found.before_at.setdefault(path, _Streams([row.before_at.get(path) for row in rows]))
         for path in row.after_at:
-            found.after_at.setdefault(path, _Afters([row.after_at.get(path) for row in rows]))
+            found.after_at.setdefault(path, _Streams([row.after_at.get(path) for row in rows]))
     return found
+
+
+def _same(given: Any, *_: Any) -> Any:
+    return given
 
 
 class _Branches:
@@ -247,11 +292,11 @@ class _Branches:
         return torch.cat([torch.zeros_like(y) if f is None else f(x, y, grid).to(y.dtype) for f, x, y in pairs])
 
 
-class _Afters(_Branches):
-    """One module or none behind a sub-layer for each picture of a batch."""
+class _Streams(_Branches):
+    """One module or none for the residual stream of each picture of a batch."""
 
-    def __call__(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        return torch.cat([x if f is None else f(x) for f, x in zip(self.branches, x.split(1), strict=True)])
+    def __call__(self, x: Tensor, *grid: Any) -> Tensor:
+        return torch.cat([x if f is None else f(x, *grid) for f, x in zip(self.branches, x.split(1), strict=True)])
 
 
 def _splits(name: str) -> list[tuple[str, str]]:

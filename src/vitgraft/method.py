@@ -18,7 +18,8 @@ from .features import Activations, Features
 
 # Contacts that no tensor of the backbone can stand for.
 OBSTACLES = {
-    "branch": "it adds a branch to the residual stream, which no tensor of the backbone can stand for",
+    "branch": "it adds a branch beside the backbone's layers, which no tensor of theirs can stand for",
+    "prefix": "it adds keys and values to the attention, which no tensor of the backbone can stand for",
     "tokens": "it adds tokens to the sequence, which no tensor of the backbone can stand for",
     "tap": "its features come from a side network that reads the backbone",
 }
@@ -51,6 +52,7 @@ class Method(nn.Module):
         self.width = 0  # of the pooled features, D'; known once attached
         self.map_channels: tuple[int, ...] = ()  # of the maps, finest first; known once attached
         self.side_channels: tuple[int, ...] = ()  # of maps that are added to them, finest first
+        self.classes = 0  # of the task; known before it is attached
         self.ready = True  # False: it must `calibrate`, or be loaded, before it can be used
 
     @property
@@ -121,7 +123,8 @@ class Method(nn.Module):
     def calibrate(self, backbone: Backbone, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """What the method has to learn from the training pictures before it is fitted: nothing, unless overridden.
 
-        batches: (images [b, 3, H, W] normalised and not augmented, labels [b]), each picture once.
+        batches: (images [b, 3, H, W] normalised and not augmented, labels [b]), each picture once; they may be gone
+        through again.
         """
 
     def consolidate(self) -> None:
@@ -144,6 +147,10 @@ class Method(nn.Module):
         with torch.set_grad_enabled(self.crosses_backbone and torch.is_grad_enabled()):
             return backbone(images, self.contacts, pooled_only=pooled_only, patches=patches)
 
+    def losses(self) -> dict[str, Tensor]:
+        """Losses of the method's own, beside the head's, by name; once in each step of a fit."""
+        return {}
+
     def features(self, backbone: Backbone, images: Tensor, activations: Activations) -> Features:
         """What the head receives, from the picture and the pass through the backbone: one map, of the last block; or
         those of the stages, where there are several."""
@@ -154,6 +161,16 @@ class Method(nn.Module):
             if patches.shape[1]:
                 features.maps.append((images.shape[-2] / h, patches.mT.unflatten(2, (h, w))))
         return features
+
+
+def ready_once_loaded(method: Method) -> None:
+    """Of a method that must calibrate: not ready until it has, or an adapter is loaded."""
+    method.ready = False
+    method.register_load_state_dict_post_hook(_be_ready)
+
+
+def _be_ready(method: Any, _: object) -> None:
+    method.ready = True
 
 
 def check_share(method: Method, *arguments: str) -> None:

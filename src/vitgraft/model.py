@@ -68,7 +68,8 @@ class Model(nn.Module):
         features.size, features.sizes = (H, W), sizes or []
         for part in self.neck:
             features = part(features, activations)
-        return self.head(features, targets)
+        found = self.head(features, targets)
+        return found if targets is None else {**found, **self.method.losses()}
 
     def read(self, images: Tensor) -> Activations:
         """The pass through the backbone, images [B, 3, H, W]."""
@@ -135,6 +136,7 @@ def build(
     made = methods.create(method, dense=levels > 0, **arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        made.classes = classes
         made.attach(backbone)
         channels = made.map_channels if levels else (made.width,)
         patches: tuple[int, ...] = ()

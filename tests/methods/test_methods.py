@@ -41,14 +41,26 @@ FORMULAS = {
     "apt form=softmax prompts=7": lambda L, D, N: L * (7 * D + 8 * D + 1),
     "apt gate=True prompts=5 rank=2": lambda L, D, N: L * (5 * D + 4 * D + 2),
     "adaptformer": lambda L, D, N: L * (2 * D * 8 + 8 + D),
+    "bapat": lambda L, D, N: L * (3 * D * 8 + 8 + 2 * D + 2 * D * 8 + 8 + D),
+    "bapat where=qkv rank=5 mlp_rank=0": lambda L, D, N: L * (4 * D * 5 + 5 + 3 * D),
+    "bapat where=qv rank=3 scale=2.0": lambda L, D, N: L * (3 * D * 3 + 3 + 2 * D + 2 * D * 8 + 8 + D),
     "bitfit": lambda L, D, N: 11 * L * D + 2 * D,
     "consolidator": lambda L, D, N: 12 * L * D**2 // (D // 2) + 9 * L * D,
     "consolidator split_qkv=True originals=()": lambda L, D, N: 12 * L * D**2 // (D // 2) + 9 * L * D,
     "convpass": lambda L, D, N: 2 * L * (17 * D + 9 * 64 + 16),
     "convpass sublayers=('attn',)": lambda L, D, N: L * (17 * D + 9 * 64 + 16),
+    "e2vpt": lambda L, D, N: L * D * 15,
+    "e2vpt prompts=3 key_value=2 shared=False": lambda L, D, N: L * D * (3 + 4),
+    "e2vpt prompts=4 pieces=8 drop_tokens=0.5 drop_pieces=0.4 epochs=1": (
+        lambda L, D, N: L * D // 8 * 2 * 5 + L * D * 5  # 2 prompts of 5 pieces
+    ),
+    "ett": lambda L, D, N: 2 * L * D * 10 + 2 * L * D + D * D,
+    "ett hidden=5 transform=False regulariser=0.0": lambda L, D, N: 2 * L * D * 10 + 2 * L * D,
     "fact": lambda L, D, N: 2 * D * 16 + 12 * L * 16**2,
     "fact form=tk scale=10.0": lambda L, D, N: 2 * D * 16 + 12 * L * 16 + 16**3,
     "full": lambda L, D, N: full_count(L, D, 16, N),
+    "heart_lora": lambda L, D, N: 2 * L * 8 * D + 2 * L * 8 * (D - D // 64 // 5 * 64),
+    "heart_lora form=head leave_out=0.25 score=picture": lambda L, D, N: 4 * L * 8 * D,
     "hst": lambda L, D, N: hst_count(L, D),
     "hst detached=True": lambda L, D, N: hst_count(L, D, detached=True),
     "layernorm": lambda L, D, N: 4 * L * D + 2 * D,
@@ -57,6 +69,8 @@ FORMULAS = {
     "lst": lambda L, D, N: (
         (L + 1) * (D + 1) * D // 8 + L * (12 * (D // 8) ** 2 + 13 * D // 8 + 1) + D // 4 + (D // 8 + 1) * D
     ),
+    "pro_tuning": lambda L, D, N: 4 * ((2 * D + 27) * 64 + D + 1),
+    "pro_tuning rank=6 kernel=3 places=2": lambda L, D, N: 2 * ((2 * D + 11) * 6 + D + 1),
     "repadapter": lambda L, D, N: 2 * L * (D * 8 + 8 + D * 4 + D),
     "sct": lambda L, D, N: L * ((D // 8) ** 2 + D // 8),
     "sct mode=qkv scale=0.5 scale_x=True": lambda L, D, N: 2 * L * ((D // 8) ** 2 + D // 8),
@@ -90,6 +104,12 @@ def test_the_sizes_on_swin():
         ("adapter", {}, 17 * total + 24 * 8),
         ("repadapter", {}, 313_216),
         ("vpt", {}, 10 * total),
+        ("e2vpt", {}, 15 * total),
+        ("apt", {}, 58 * total + 24),
+        ("bapat", {}, 517_760),
+        ("bapat", {"rank": 128, "mlp_rank": 64}, 6_201_088),
+        ("heart_lora", {"leave_out": 0}, 32 * total),
+        ("pro_tuning", {}, 254_596),
         ("full", {}, 86_743_224),
         ("linear", {}, 0),
     ]
@@ -180,7 +200,7 @@ def test_consolidator_evaluates_what_it_trains(form, backbone, images):
 def test_every_method_describes_itself():
     for row in catalogue.table():
         assert row["title"], row["name"]
-        assert set(row["contacts"]) <= {"train", "weight", "branch", "tokens", "tap"}
+        assert set(row["contacts"]) <= {"train", "weight", "branch", "tokens", "prefix", "tap"}
         assert catalogue.describe(row["name"]).startswith(row["title"])
     assert [row["name"] for row in catalogue.table()] == methods.names()
     assert all(row["name"] in catalogue.text() for row in catalogue.table())
@@ -236,7 +256,9 @@ def test_one_place_takes_one_method(name, given, place):
 
 
 def test_an_unknown_method_or_option_is_said_with_the_near_misses():
-    with pytest.raises(methods.RequestError, match=r"'hts'.*fact, full, hst, layernorm.*Did you mean 'hst'"):
+    with pytest.raises(
+        methods.RequestError, match=r"'hts'.*fact, full, heart_lora, hst, layernorm.*Did you mean 'hst'"
+    ):
         methods.create("hts")
     with pytest.raises(methods.RequestError, match=r"'width'.*widths, heads, .*Did you mean 'widths'"):
         methods.create("hst", width=3)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from ..backbones import Backbone
 from ..common.errors import RequestError
+from ..heads.prototypes import Prototypes
+from ..methods.ett import ETT
 from ..methods.sct import SCT
 from ..model import Model, build
 
@@ -25,11 +27,16 @@ class Reader(NamedTuple):
 
     build: (backbone, their tensors, *, settings) -> the model, with everything that their tensors will not fill.
     rename: (our name, the backbone's depth) -> their name; "" for a tensor that their checkpoints lack.
+    convert: their tensors -> the same in timm's layout, where they have another; `rename` is of these names then.
+    finish: (model, *, settings) -> None, once their tensors are in it. head: whether checkpoints hold one.
     """
 
     mark: str
     build: Callable[..., Model]
     rename: Callable[[str, int], str]
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
+    finish: Callable[..., None] = lambda model, **settings: None
+    head: bool = True
 
 
 def need(method: str, tensors: dict[str, Tensor], *names: str) -> None:
@@ -102,10 +109,11 @@ def _hst_name(name: str, depth: int) -> str:
 
 # Convpass, JieShibo/PETL-ViT
 
+# The Swin of all is older than today's timm: what halves the map ends a stage, and does not begin the next.
+OLD_SWIN: Table = {r"^layers\.(\d+)\.downsample\.": lambda m: f"layers.{int(m[1]) - 1}.downsample."}
 CONVPASS_NAMES: Table = {
     r"^contacts\.branches\.(.*blocks\.\d+)\.(attn|mlp)\.": r"\1.adapter_\2.adapter_",
-    # Their Swin is older than today's timm: what halves the map ends a stage, and does not begin the next.
-    r"^layers\.(\d+)\.downsample\.": lambda m: f"layers.{int(m[1]) - 1}.downsample.",
+    **OLD_SWIN,
 }
 
 
@@ -233,10 +241,157 @@ def _apt(backbone: Backbone, tensors: dict[str, Tensor]) -> Model:
     return build(backbone, "apt", classes=K, prompts=M, rank=R)
 
 
+# BAPAT, bruceyo/V-PETL: a video Swin, whose patches may have one frame
+
+BAPAT_NAMES: Table = {
+    r"^contacts\.branches\.(.*blocks\.\d+)\.attn\.qkv\.down\.": r"\1.attn.qkv_adapter.0.",
+    r"^contacts\.branches\.(.*blocks\.\d+)\.attn\.qkv\.up\.": r"\1.attn.qkv_adapter.2.",
+    r"^contacts\.branches\.(.*blocks\.\d+)\.mlp\.(down|up)\.": r"\1.mlp.adaptmlp.\2_proj.",
+    **OLD_SWIN,
+}
+
+
+def _bapat_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    patch = "patch_embed.proj.weight"  # [D, 3, frames, p, p]
+    one_frame = patch in tensors and tensors[patch].dim() == 5 and tensors[patch].shape[2] == 1
+    return tensors | ({patch: tensors[patch][:, :, 0]} if one_frame else {})
+
+
+def _bapat(
+    backbone: Backbone, tensors: dict[str, Tensor], *, scale: float = 0.8, where: str = "kv", mlp_scale: float = 0.1
+) -> Model:
+    block = backbone.blocks[0]
+    down, up = (f"{block.path}.attn.qkv_adapter.{i}.weight" for i in (0, 2))
+    need("bapat", tensors, down, up)
+    beside = tensors.get(f"{block.path}.mlp.adaptmlp.down_proj.weight", ())
+    parts = len(tensors[up]) // block.width
+    if parts != len(where):
+        raise RequestError(
+            f"This checkpoint of bapat adds to {parts} of q, k and v, but where={where!r} came: give where= as it was "
+            "trained, one of kv, qv, qk, qkv."
+        )
+    return build(
+        backbone,
+        "bapat",
+        classes=len(tensors["head.weight"]),
+        rank=len(tensors[down]),
+        scale=scale,
+        where=where,
+        mlp_rank=len(beside),
+        mlp_scale=mlp_scale,
+    )
+
+
+# E2VPT, ChengHan111/E2VPT: a ViT of other names, with q, k and v apart; prompts of all blocks in one tensor, and masks
+
+E2VPT_NAMES: Table = {
+    r"^transformer\.embeddings\.patch_embeddings\.": "patch_embed.proj.",
+    r"^transformer\.embeddings\.cls_token$": "cls_token",
+    r"^transformer\.embeddings\.position_embeddings$": "pos_embed",
+    r"^transformer\.encoder\.encoder_norm\.": "norm.",
+    r"^transformer\.encoder\.layer\.": "blocks.",
+    r"^transformer\.": "",
+    r"\.attention_norm\.": ".norm1.",
+    r"\.ffn_norm\.": ".norm2.",
+    r"\.ffn\.": ".mlp.",
+    r"\.attn\.out\.": ".attn.proj.",
+    r"^layers\.(\d+)\.downsample\.": lambda m: f"layers.{int(m[1]) + 1}.downsample.",
+}
+MASK = "prompt_soft_tokens_mask_cls_token"
+MASK_OF_PIECES = "prompt_soft_tokens_pieces_mask_cls_token"
+
+
+def _e2vpt_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is masked becomes zero: their code attends to it all the same. On Swin the first block alone is masked."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for theirs, ours in E2VPT_NAMES.items():
+            name = re.sub(theirs, ours, name)
+        found[name] = tensor
+    for name in [name for name in found if ".attn.query." in name]:
+        parts = [name.replace(".query.", f".{role}.") for role in ("query", "key", "value")]
+        found[name.replace(".query.", ".qkv.")] = torch.cat([found.pop(part) for part in parts])
+    deep = sorted(name for name in found if name.startswith("deep_prompt_embeddings"))
+    prompts = [t for name in ("prompt_embeddings", *deep) if name in found for t in found.pop(name)]
+    if MASK in found and MASK_OF_PIECES in found:
+        tokens, pieces = found.pop(MASK), found.pop(MASK_OF_PIECES)
+        masked = prompts[:1] if len(deep) > 1 else prompts
+        for i, prompt in enumerate(masked):
+            prompts[i] = prompt * (tokens[:, None] * pieces.repeat(1, prompt.shape[1] // pieces.shape[1]))
+    found |= {f"inputs.{i}": prompt for i, prompt in enumerate(prompts)}
+    keys = [name for name in found if re.search(r"\.deep_QKV_embeddings(_K)?$", name)]
+    for i, name in enumerate(sorted(keys, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])):
+        own = [found.pop(name)] + ([found.pop(f"{name[:-1]}V")] if name.endswith("_K") else [])
+        found[f"keys_values.{i}"] = torch.stack(own)
+    return found
+
+
+def _e2vpt(backbone: Backbone, tensors: dict[str, Tensor]) -> Model:
+    """In their Swin the prompts are pooled with the patches."""
+    need("e2vpt", tensors, "inputs.0", "keys_values.0")
+    return build(
+        backbone,
+        "e2vpt",
+        classes=len(tensors["head.weight"]),
+        prompts=len(tensors["inputs.0"]),
+        key_value=tensors["keys_values.0"].shape[2],
+        shared=len(tensors["keys_values.0"]) == 1,
+        pool_prompts=len(backbone.stages) > 1,
+    )
+
+
+# eTT, loadder/eTT_TMLR2022: no head, classes are told apart by the means of the pictures that are given
+
+ETT_NAMES: Table = {
+    r"^prototypes$": "prefix_weight",
+    r"^net\.": "control_trans.",
+    r"^T$": "transform",
+    r"^apart\.projector\.": "regulariser.projector.",
+    r"^apart\.(start|centre)$": "",
+    r"^contacts\.changes\.(blocks\.\d+)\.attn\.proj\.d$": r"\1.adapter_1.offset",
+    r"^contacts\.changes\.(blocks\.\d+)\.mlp\.fc2\.d$": r"\1.adapter_2.offset",
+    r"^head\..*": "",
+}
+
+
+def _ett_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    first = tensors.get("prefix_weight")
+    identity = {} if first is None else {"transform": torch.eye(first.shape[1], dtype=first.dtype)}
+    return identity | tensors
+
+
+def _ett(backbone: Backbone, tensors: dict[str, Tensor], *, support: tuple[Tensor, Tensor] | None = None) -> Model:
+    need("ett", tensors, "prefix_weight", "control_trans.0.weight")
+    if support is None:
+        raise RequestError(
+            "A checkpoint of ett tells classes apart by the pictures of its episode, and none came: give support=, "
+            "normalised images [B, 3, H, W] and labels [B]."
+        )
+    classes, width = tensors["prefix_weight"].shape
+    model = build(backbone, "ett", classes=classes, hidden=len(tensors["control_trans.0.weight"]))
+    return Model(backbone, model.method, Prototypes(width, classes))
+
+
+def _with_support(model: Model, *, support: tuple[Tensor, Tensor]) -> None:
+    """The means of the classes. Where its prototypes began a checkpoint does not tell: a fit begins from them."""
+    method = cast(ETT, model.method)
+    method.start(method.prototypes.detach())
+    model.head.take(pooled(model.eval(), support[0]), support[1])
+
+
+def pooled(model: Model, images: Tensor) -> Tensor:
+    """The features that the head reads, [B, D']."""
+    with torch.no_grad():
+        return model.method.features(model.backbone, images, model.read(images)).pooled
+
+
 READERS = {
     "hst": Reader(r"^T_Bridge_\d", _hst, _hst_name),
     "convpass": Reader(r"\.adapter_(attn|mlp)\.adapter_conv\.", _convpass, _by_table(CONVPASS_NAMES)),
     "sct": Reader(r"\.sct_(attn|mlp)\.adapt_linear\.|\.attn\.[qv]_l\.", _sct, _by_table(SCT_NAMES)),
     "consolidator": Reader(r"\.fc_rep_branches\.\d+\.", _consolidator, _by_table(CONSOLIDATOR_NAMES)),
     "apt": Reader(r"\.attn\.APT\.mm_tokens$", _apt, _by_table(APT_NAMES)),
+    "bapat": Reader(r"\.attn\.qkv_adapter\.\d\.", _bapat, _by_table(BAPAT_NAMES), _bapat_tensors),
+    "e2vpt": Reader(r"\.deep_QKV_embeddings", _e2vpt, _by_table({}), _e2vpt_tensors),
+    "ett": Reader(r"^control_trans\.\d", _ett, _by_table(ETT_NAMES), _ett_tensors, _with_support, head=False),
 }

@@ -21,7 +21,7 @@ def load(method: str, tensors: dict[str, Tensor], *, num_heads: int = 0, **setti
     """The model that a checkpoint of the authors' code describes, in evaluation mode.
 
     tensors: the authors' state dict, backbone and head included; it tells sizes, depth, patch and square picture. The
-    backbone is a ViT, that of convpass a Swin too, whose last stage is one window. num_heads: of a ViT, a Swin tells
+    backbone is a ViT, or a Swin whose last stage is one window. num_heads: of a ViT, a Swin tells
     it. settings: what the tensors don't tell,
 
         hst           heads: of the four side stages, 2 4 8 12 unless given
@@ -30,14 +30,23 @@ def load(method: str, tensors: dict[str, Tensor], *, num_heads: int = 0, **setti
                       indices: the channels, one [K] per block; in mode "qkv" one {"q": [K], "v": [K]} per block
         consolidator  reorder: False unless given, as in the released training
         apt           nothing
+        e2vpt         nothing; what its masks drop becomes zeros, which are attended to as in their code
+        bapat         scale: s, 0.8 unless given
+                      where: which of q, k and v, "kv" unless given
+                      mlp_scale: of the adapter beside the MLP, 0.1 unless given
+        ett           support: the pictures of the episode, (normalised images [B, 3, H, W], labels [B])
 
     `model(images)` with normalised images [B, 3, H, W] gives the logits.
     """
     _check(method, tensors, settings)
+    reader, tensors = READERS[method], READERS[method].convert(tensors)
+    if reader.head:
+        need(method, tensors, "head.weight")
     backbone = _backbone(method, tensors, num_heads)
-    model = READERS[method].build(backbone, tensors, **settings).to(tensors["patch_embed.proj.weight"].dtype)
+    model = reader.build(backbone, tensors, **settings).to(tensors["patch_embed.proj.weight"].dtype)
     ours = model.state()
     model.load_state(ours | _taken(method, tensors, names(model), ours))
+    reader.finish(model, **settings)
     return model.eval()
 
 
@@ -83,7 +92,7 @@ def _backbone(method: str, tensors: dict[str, Tensor], num_heads: int) -> Backbo
 def _vit(method: str, tensors: dict[str, Tensor], num_heads: int) -> nn.Module:
     depth = _count(tensors, r"blocks")
     fc1 = READERS[method].rename("blocks.0.mlp.fc1.weight", depth)
-    need(method, tensors, "patch_embed.proj.weight", "pos_embed", fc1, "head.weight")
+    need(method, tensors, "patch_embed.proj.weight", "pos_embed", fc1)
     patch = tensors["patch_embed.proj.weight"].shape
     grid = round((tensors["pos_embed"].shape[1] - 1) ** 0.5)
     if num_heads < 1 or patch[0] % num_heads:
@@ -107,7 +116,7 @@ def _swin(method: str, tensors: dict[str, Tensor]) -> nn.Module:
     stages = range(_count(tensors, r"layers"))
     tables = [f"layers.{s}.blocks.0.attn.relative_position_bias_table" for s in stages]  # [(2 window - 1)^2, heads]
     fc1 = "layers.0.blocks.0.mlp.fc1.weight"
-    need(method, tensors, "patch_embed.proj.weight", fc1, "head.weight", *tables)
+    need(method, tensors, "patch_embed.proj.weight", fc1, *tables)
     patch = tensors["patch_embed.proj.weight"].shape
     window = (round(len(tensors[tables[0]]) ** 0.5) + 1) // 2
     return SwinTransformer(

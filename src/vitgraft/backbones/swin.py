@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..contacts import Contacts
 from ..kernels.attention import attention
 from ..kernels.recompute import recomputed
-from .transformer import Transformer, Where
+from .transformer import Transformer, Where, prefixed
 from .weights import Loaded
 
 Pair = tuple[int, int]
@@ -97,13 +97,15 @@ class Swin(Transformer):
         mask = self._bias_of_places(path, c)[None]  # [1, heads, T, T]
         if windows.apart is not None:
             mask = mask + windows.apart[:, None].to(mask.dtype)
-        mask = F.pad(mask, (where.M, 0, where.M, 0)).to(q.dtype)
-        scale = None
+        scale, T = None, k.shape[2]
         if self.post_norm:  # Swin-V2: cosine attention
             logit_scale = c.own(path).get("logit_scale", attn.logit_scale).clamp(max=math.log(100.0)).exp()
             q = recomputed(lambda q: (F.normalize(q, dim=-1) * logit_scale).to(q.dtype), q)
             k, scale = recomputed(lambda k: F.normalize(k, dim=-1).to(k.dtype), k), 1.0
-        y = attention(q, k, v, mask, scale=scale, remade=self.post_norm)
+        k, v = prefixed(path, k, v, c)
+        own = k.shape[2] - T
+        mask = F.pad(mask, (own + where.M, 0, where.M, 0)).to(q.dtype)
+        y = attention(q, k, v, mask, scale=scale, remade=self.post_norm or own > 0)
         y = recomputed(lambda y: y.transpose(1, 2).flatten(2), y)
         y = self._call(f"{path}.proj", y, c).unflatten(0, (B, n))
         out = windows.join(y[:, :, where.M :])

@@ -110,16 +110,19 @@ class Transformer(Backbone):
         drop = c.drop_path if c.training and c.inside else 0.0
         rotary = self._rotary(grid, c)
         M = last = 0  # how many extra tokens stand in front, and their last block
-        if -1 in c.taps:
-            found.taps[-1] = self.tapped(x, c.taps[-1])
         for i, block in enumerate(self.blocks):
             if i in firsts:
                 x, grid = self._merge_patches(firsts[i], x, grid, c)
                 found.grids.append(grid)
+            if (before := c.before_at.get(block.path)) is not None:
+                x = before(x, grid)
+            if i == 0 and -1 in c.taps:
+                found.taps[-1] = self.tapped(x, c.taps[-1])
             if i in c.tokens:
-                tokens, last = c.tokens[i]
+                make, last = c.tokens[i]
+                tokens = make(x.shape[0]).expand(x.shape[0], -1, -1).to(x.dtype)
                 M = tokens.shape[1]
-                x = torch.cat([tokens.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
+                x = torch.cat([tokens, x], dim=1)
             wanted = slice(M, M + self.prefix) if short and i == end else None
             where = Where(grid, M, wanted, rotary and rotary.of(i, M + self.prefix, x))
             given = (x, block, c, where, drop * i / max(end, 1))
@@ -133,6 +136,10 @@ class Transformer(Backbone):
                 found.patches.append(self.tapped(x[:, M + self.prefix :], True))
         found.tokens = self._call("norm", x, c)
         return found
+
+    def normalised(self, tokens: Tensor, contacts: Contacts) -> Tensor:
+        """tokens as the last block leaves them [B, n, D] -> under the final norm."""
+        return self._call("norm", tokens, contacts)
 
     def _embed(self, images: Tensor, c: Contacts) -> tuple[Tensor, tuple[int, int]]:
         """[B, 3, H, W] -> the tokens that enter the first block [B, P+N, D], and their grid."""
@@ -185,14 +192,8 @@ class Transformer(Backbone):
     def _attention(self, path: str, x: Tensor, c: Contacts, where: Where) -> Tensor:
         """From the wanted tokens, or all, to all."""
         attn: Any = self._at[path]
-        q, k, v = self._heads(path, x, c)
-        q, k = self._call(f"{path}.q_norm", q, c), self._call(f"{path}.k_norm", k, c)
-        if where.rotary is not None:
-            q, k = where.rotary(q).to(v.dtype), where.rotary(k).to(v.dtype)
-            if attn.qkv is not None and v.requires_grad:
-                v = v.clone()  # a view would keep all of qkv for backward, beside q and k as they are now
-        if (groups := q.shape[1] // k.shape[1]) > 1:  # fewer heads of keys than of queries
-            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        q, k, v = self._turned(path, x, c, where.rotary)
+        k, v = prefixed(path, k, v, c)
         if where.wanted is not None:
             q = q[:, :, where.wanted]
         y = self._call(f"{path}.norm", attention(q, k, v).transpose(1, 2).flatten(2), c)
@@ -200,6 +201,35 @@ class Transformer(Backbone):
             gate = self._call(f"{path}.gate", x if where.wanted is None else x[:, where.wanted], c)
             y = y * gate.sigmoid()
         return self._call(f"{path}.proj", y, c)
+
+    def _turned(self, path: str, x: Tensor, c: Contacts, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v [B, heads, T, D / heads] of x [B, T, D], normed and with their position."""
+        attn: Any = self._at[path]
+        q, k, v = self._heads(path, x, c)
+        q, k = self._call(f"{path}.q_norm", q, c), self._call(f"{path}.k_norm", k, c)
+        if rotary is not None:
+            q, k = rotary(q).to(v.dtype), rotary(k).to(v.dtype)
+            if attn.qkv is not None and v.requires_grad:
+                v = v.clone()  # a view would keep all of qkv for backward, beside q and k as they are now
+        if (groups := q.shape[1] // k.shape[1]) > 1:  # fewer heads of keys than of queries
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        return q, k, v
+
+    def attended(self, images: Tensor, contacts: Contacts) -> Tensor:
+        """What the last block's attention makes of the patches as they enter the first, images [B, 3, H, W] -> [B, D]:
+        their sum, weighted as the class token looks at them, over patches alone, the mean over heads. Without a class
+        token, as all patches look at them. For backbones of one stage."""
+        c, last = Contacts(), self.depth - 1
+        c.join(contacts)
+        c.taps = dict.fromkeys((-1, last - 1), False)
+        found = self.forward(images, c)
+        path, x = self.blocks[last].path, found.taps[last - 1]
+        x = x if self.post_norm else self._call(f"{path}.norm1", x, c)
+        rotary = self._rotary(found.grids[0], c)
+        q, k, _ = self._turned(f"{path}.attn", x, c, rotary and rotary.of(last, self.prefix, x))
+        q = q[:, :, :1] if self.has_cls else q[:, :, self.prefix :]
+        scores = (q * q.shape[-1] ** -0.5) @ k[:, :, self.prefix :].mT
+        return (scores.softmax(-1).mean((1, 2))[:, None] @ found.taps[-1][:, self.prefix :])[:, 0]
 
     def _heads(self, path: str, x: Tensor, c: Contacts) -> list[Tensor]:
         """q, k and v [B, heads, T, D / heads] of x [B, T, D]."""
@@ -243,7 +273,8 @@ class Transformer(Backbone):
         if path in self.linears:
             own, compute = c.own(path), c.change_at.get(path, frozen_linear)
             bias = self._bias(path, c) if path in self._biases else own.get("bias", module.bias)
-            return compute(x, own.get("weight", module.weight), bias)
+            y = compute(x, own.get("weight", module.weight), bias)
+            return y if (branch := c.branch_at.get(path)) is None else y + branch(x, y, None)
         tensors = c.tensors(path, module)
         return functional_call(module, tensors, (x,)) if tensors else module(x)
 
@@ -286,6 +317,20 @@ class Transformer(Backbone):
         folder = path.rpartition(".")[0]
         attn, own = self._at[folder], c.own(folder)
         return torch.cat([own.get("q_bias", attn.q_bias), attn.k_bias, own.get("v_bias", attn.v_bias)])
+
+
+def prefixed(path: str, k: Tensor, v: Tensor, c: Contacts) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, heads, S, D / heads] of the attention at `path`, with a method's own in front."""
+    if (prefix := c.prefixes.get(path)) is None:
+        return k, v
+
+    def in_front(given: Tensor, own: Tensor) -> Tensor:
+        own = (own if own.dim() == 4 else own[None]).to(given.dtype)  # [pictures or 1, heads, T, D / heads]
+        windows = given.shape[0] // own.shape[0]
+        return torch.cat([own[:, None].expand(-1, windows, -1, -1, -1).flatten(0, 1), given], dim=2)
+
+    K, V = prefix()
+    return recomputed(in_front, k, K), recomputed(in_front, v, V)
 
 
 def _whole(at: dict[str, Any], path: str) -> tuple[Part, ...]:

@@ -71,15 +71,24 @@ class LowRank(Gathered, Effective):
 
     def up(self) -> Tensor:
         """The matrices B, each in its own rows and columns: [outs, len(rows) R]."""
+        all_of_them = [self.spread(B) for B in self.B]
         if self.rows == [(0, self.outs)]:
-            return self.B[0]
+            return all_of_them[0]
         R = self.B[0].shape[1]
         n = len(self.rows)
         placed = [
             F.pad(B, (i * R, (n - 1 - i) * R, start, self.outs - end))
-            for i, (B, (start, end)) in enumerate(zip(self.B, self.rows, strict=True))
+            for i, (B, (start, end)) in enumerate(zip(all_of_them, self.rows, strict=True))
         ]
         return torch.stack(placed).sum(0)
+
+    def spread(self, B: Tensor) -> Tensor:
+        """What is kept of a matrix B -> all of its rows."""
+        return B
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """All rows of a matrix B -> those that are kept."""
+        return rows
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return torch.addmm(weight, self.up(), self.A, alpha=self.scale), bias
@@ -89,7 +98,8 @@ class LowRank(Gathered, Effective):
         dA = (dy @ up.to(dy.dtype)).mT @ x
         dup = self.scale * (x @ self.A.mT.to(x.dtype)).mT @ dy  # [len(rows) R, outs]: B's gradients, turned
         R = self.B[0].shape[1]
-        return dA, *(dup[i * R : (i + 1) * R, start:end].mT for i, (start, end) in enumerate(self.rows))
+        parts = (dup[i * R : (i + 1) * R, start:end].mT for i, (start, end) in enumerate(self.rows))
+        return dA, *map(self.gathered, parts)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # In 16 bits the sum of a weight and a small update is the weight.

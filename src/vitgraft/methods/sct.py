@@ -20,7 +20,7 @@ from ..backbones import Backbone
 from ..common.errors import RequestError
 from ..contacts import Contacts
 from ..kernels.linear import Change, frozen_linear
-from ..method import Method, check_positive
+from ..method import Method, check_positive, ready_once_loaded
 
 TUNED = {"mlp": {"all": "fc2"}, "qkv": {"q": "q", "v": "v"}}  # mode -> of each part the role of its linear layer
 
@@ -81,8 +81,7 @@ class SCT(Method):
                 for layer, own in of_layer.items():
                     self.contacts.change(backbone, layer, SalientOutputs(own))
             self.salient += (made,)
-        self.ready = False
-        self.register_load_state_dict_post_hook(_be_ready)
+        ready_once_loaded(self)
 
     def choose(self, scores: list[Tensor]) -> None:
         """Keeps the K highest of every block's scores ([D], or those of each tuned part one after the other); among
@@ -206,9 +205,3 @@ class SalientOutputs(Change):
         for salient in self.parts.values():
             weight, bias = salient(weight, homogeneous=True), salient(bias)
         return weight.mT, bias
-
-
-def _be_ready(method: nn.Module, _: object) -> None:
-    """The channels have been chosen before, and have come with the other tensors."""
-    assert isinstance(method, SCT)
-    method.ready = True

@@ -14,6 +14,7 @@ from ..backbones.weights import Loaded
 from ..method import Method
 
 VIT_B16 = "vit_base_patch16_224"
+CLASSES = 10  # of the task, where a method's parameters depend on their number
 
 
 def shape_of(architecture: str) -> Backbone:
@@ -26,6 +27,7 @@ def shape_of(architecture: str) -> Backbone:
 def attached(name: str, backbone: Backbone, **arguments: Any) -> Method:
     """The method on such a backbone: its parameters and contacts are there, their numbers are not."""
     method = methods.create(name, **arguments)
+    method.classes = CLASSES
     with torch.device("meta"):
         method.attach(backbone)
     return method

@@ -500,12 +500,13 @@ class Bank:
         return max(1, min(self.batch, self.batch * H * W // (shape[0] * shape[1])))
 
     def _alike(self, contacts: Contacts) -> tuple[Any, ...]:
-        """What places must have in common to share a batch: the number of extra tokens in each block. A method that
+        """What places must have in common to share a batch: the numbers of extra tokens, keys and values. A method that
         trains tensors which no layer of its own reads (a position embedding) shares with none but its own."""
         layers = {name.rpartition(".")[0] for name in contacts.own("")}
         plain = all(isinstance(self.backbone.vit.get_submodule(path), (nn.Linear, nn.LayerNorm)) for path in layers)
-        tokens = tuple((first, len(t[0]), last) for first, (t, last) in sorted(contacts.tokens.items()))
-        return (tokens, None if plain else object())
+        tokens = tuple((first, make(1).shape[1], last) for first, (make, last) in sorted(contacts.tokens.items()))
+        prefixes = tuple((path, make()[0].shape[1]) for path, make in sorted(contacts.prefixes.items()))
+        return (tokens + prefixes, None if plain else object())
 
     def _pass(self, places: list[Place]) -> Iterator[tuple[Place, Activations]]:
         """Each place with what the backbone makes of it. The batch is filled up with the last one."""

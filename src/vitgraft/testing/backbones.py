@@ -38,7 +38,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 FIXED_WIDTH, STAGED = "squares of the width", "take a plain backbone"
 REFUSED: dict[str, dict[str, str]] = {
     "eva02": {"fact": FIXED_WIDTH},
-    "swin": {"fact": FIXED_WIDTH, "lst": STAGED, "vpt form=shallow": "take the deep form"},
+    "swin": {"fact": FIXED_WIDTH, "lst": STAGED, "ett": STAGED, "vpt form=shallow": "take the deep form"},
 }
 REFUSED["swinv2"] = REFUSED["swin"]
 GRIDS = {"square": (4, 4), "wide": (3, 5)}  # patches; "square" is the position embedding's own

@@ -141,22 +141,25 @@ def _calibrate(
     tell: Callable[[int, int], None],
 ) -> None:
     """Every process passes over all pictures, so that all come to the same result."""
-    dtype, done = next(model.head.parameters()).dtype, 0
+    dtype = next(model.head.parameters()).dtype
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        nonlocal done
-        for batch in pictures.batches(pictures.even_batches(settings.batch_size)):
-            batch = batch.to(fabric.device)
-            # The one class of whole pictures; where they have none, or several, they are all of one.
-            one = isinstance(batch.targets, Tensor) and batch.targets.ndim == 1
-            labels = batch.targets if one else torch.zeros_like(batch.indices)
-            yield model.seen(preprocess.normalise(batch.pixels).to(dtype)), labels
-            done += len(batch.indices)
-            tell(done, len(pictures))
+    class Batches:
+        """As often as they are asked for."""
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            done = 0
+            for batch in pictures.batches(pictures.even_batches(settings.batch_size)):
+                batch = batch.to(fabric.device)
+                # The one class of whole pictures; where they have none, or several, they are all of one.
+                one = isinstance(batch.targets, Tensor) and batch.targets.ndim == 1
+                labels = batch.targets if one else torch.zeros_like(batch.indices)
+                yield model.seen(preprocess.normalise(batch.pixels).to(dtype)), labels
+                done += len(batch.indices)
+                tell(done, len(pictures))
 
     model.eval()
     with fabric.autocast():
-        model.method.calibrate(model.backbone, batches())
+        model.method.calibrate(model.backbone, Batches())
 
 
 def _check_finite(losses: list[Tensor], step: int) -> None:
