@@ -150,7 +150,7 @@ class Beside(nn.Module):
 
 
 class Everything(Method):
-    """All five contacts, each in some blocks of four only."""
+    """All six contacts, each in some blocks of four only."""
 
     title = "Everything"
 
@@ -174,6 +174,10 @@ class Everything(Method):
         self.prompts = nn.ParameterList([torch.zeros(1, 3, D), torch.zeros(1, 12, D)])
         c.add_tokens(backbone, 0, self.prompts[0], until=2)
         c.add_tokens(backbone, 3, self.prompts[1])
+        c.add_branch(backbone, "blocks.3.mlp.fc2", Beside(D, inputs=False, outputs=True))
+        c.add_before(backbone, 2, nn.Linear(D, D))
+        self.own = nn.ParameterList([torch.zeros(2, backbone.blocks[0].heads, 7, D // backbone.blocks[0].heads)])
+        c.add_prefix(backbone, 1, lambda: (self.own[0][0], self.own[0][1]))
         self.side = nn.Linear(D, 11, bias=False)
         for block in (-1, 0, 3):
             c.tap(backbone, block)
@@ -188,7 +192,9 @@ def test_every_contact_is_drawn_with_its_blocks_and_its_size(family):
     texts = [element.text for element in ElementTree.fromstring(drawing).iter("{http://www.w3.org/2000/svg}text")]
     for words in (
         "Doubling", "5 to 7", "blocks 1 to 2", "bias", "weight", "blocks 0, 3", "Beside", "blocks 0, 2", "Linear",
-        "block 1 only", f"{D * D + D:,}", "3 to 12 extra tokens, put in at blocks 0, 3", "side network", f"{11 * D:,}",
+        "block 1 only", "block 2 only", f"{D * D + D:,}",
+        "7 keys, values", f"{14 * D:,}", "block 3 only", "side network", f"{11 * D:,}",
+        "3 to 12 extra tokens, put in at blocks 0, 3",
         "the extra tokens after blocks 2 to 3", "output of blocks 0, 3, input of block 0", "one of 4 blocks",
     ):  # fmt: skip
         assert words in texts, words

@@ -32,9 +32,10 @@ LINE = 19  # from one line in a box to the next
 LEGEND = {
     "train": "trains: a copy of these tensors",
     "weight": "changed: other values in the layer's place",
-    "branch": "beside: added to the stream",
-    "after": "after: the stream passes through it",
+    "branch": "beside: added to what comes out",
+    "after": "the stream passes through it",
     "tokens": "extra tokens, in front of the others",
+    "prefix": "extra keys and values",
     "tap": "read by a side network",
 }
 
@@ -48,7 +49,8 @@ class Figure(Shapes):
         self.names = set(backbone.tensors())
         self.parts = parts(method)
         inside = sum(sum(part.sizes.values()) for found in self.parts.values() for part in found)
-        extra = sum(tokens.numel() for tokens, _ in self.contacts.tokens.values())
+        self.tokens = {first: make(1) for first, (make, _) in self.contacts.tokens.items()}
+        extra = sum(tokens.numel() for tokens in self.tokens.values())
         self.rest = size_of(method) - inside - extra  # parameters that stand at no place: a side network's, or shared
         if self.contacts.taps:
             self.parts["side"] = [Part("tap", "side network", sizes={None: self.rest})]
@@ -134,6 +136,10 @@ class Figure(Shapes):
         top = self.y
         self.text(RETURN + 6, top + 24, f"one of {self.backbone.depth} blocks", "strong", "end")
         self.y += 36
+        if "before" in self.parts:
+            h = self.height("before", named=False)
+            self.box(STREAM - WIDE / 2, self.y - 8, WIDE, h, "", "before")
+            self.y += h + 12
         if self.contacts.tokens:
             self.enter()
         for name, boxes in (("attn", ATTENTION), ("mlp", MLP)):
@@ -182,18 +188,18 @@ class Figure(Shapes):
 
     def enter(self) -> None:
         """Extra tokens on their way into the sequence."""
-        sets, depth = self.contacts.tokens, self.backbone.depth
-        many = _range(tokens.shape[1] for tokens, _ in sets.values())
+        sets, depth = self.tokens, self.backbone.depth
+        many = _range(tokens.shape[1] for tokens in sets.values())
         how = f"put in at {where(sets, depth)}" if len(sets) < depth else "each block has its own"
         self.wire((COLUMNS[0] - 6, self.y), (STREAM + 5, self.y), kind="tokens")
         end = self.squares()
         self.text(end, self.y - 2, f"{many} extra token{'s' * (many != '1')}, {how}", "", "start")
-        self.text(end, self.y + 15, _range(tokens.numel() for tokens, _ in sets.values()), "small soft", "start")
+        self.text(end, self.y + 15, _range(tokens.numel() for tokens in sets.values()), "small soft", "start")
         self.y += 32
 
     def squares(self) -> float:
         """A few tokens in a row; where they end."""
-        many = max(tokens.shape[1] for tokens, _ in self.contacts.tokens.values())
+        many = max(tokens.shape[1] for tokens in self.tokens.values())
         self.dot(STREAM, self.y, "tokens", 4.5)
         for i in range(min(many, 6)):
             self.rect(COLUMNS[0] + 16 * i, self.y - 6, 12, 12, "tokens", 3)

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitgraft.backbones import Backbone
+from vitgraft.contacts import SUBLAYERS
 from vitgraft.method import Method
 
 # The boxes of a sub-layer, by the timm name of what they hold; the longest that a name begins with has it.
@@ -51,16 +52,31 @@ def parts(method: Method) -> dict[str, list[Part]]:
     for kind, places in (("branch", c.branch_at), ("after", c.after_at)):
         for path, module in places.items():
             block, place = _place(path)
-            add(block, f"{place} {kind}", kind, type(module).__name__, size_of(module), module)
+            beside = (
+                f"{place} {kind}" if place in SUBLAYERS else place
+            )  # what is beside a linear layer stands in its box
+            add(block, beside, kind, type(module).__name__, size_of(module), module)
+    for path, module in c.before_at.items():
+        add(_place(path)[0], "before", "after", type(module).__name__, size_of(module), module)
+    for path, prefix in c.prefixes.items():
+        keys, values = prefix()
+        block, place = _place(path)
+        add(block, place, "prefix", f"{keys.shape[1]} keys, values", _own(keys, values))
     return {place: list(kinds.values()) for place, kinds in found.items()}
 
 
 def _place(path: str) -> tuple[int | None, str]:
     """The block (None outside) and the place of the figure to which a timm name belongs."""
-    inside = re.match(r"blocks\.(\d+)\.(.*)", path)
+    inside = re.match(r"blocks\.(\d+)\.?(.*)", path)
     if inside is None:
         return None, next((OUTSIDE[place] for place in OUTSIDE if f"{path}.".startswith(f"{place}.")), "pool")
     return int(inside[1]), next(place for place in [*INSIDE, ""] if f"{inside[2]}.".startswith(f"{place}."))
+
+
+def _own(*tensors: Tensor) -> int:
+    """How many parameters these are; none where they are computed of others."""
+    own = {(id(base), t.storage_offset()): t for t in tensors if isinstance(base := t._base, nn.Parameter)}
+    return sum(t.numel() for t in own.values())
 
 
 def size_of(module: nn.Module) -> int:

@@ -22,6 +22,7 @@ COLOURS = {  # what a method does to a place -> line and ground
     "branch": ("#17794a", "#e8f5ee"),
     "after": ("#0b7285", "#e5f4f6"),
     "tokens": ("#7a3db8", "#f4edfb"),
+    "prefix": ("#8a6d00", "#fbf6e0"),
     "tap": ("#b02a5b", "#fcecf1"),
 }
 

@@ -51,7 +51,7 @@ FORMULAS = {
     "convpass sublayers=('attn',)": lambda L, D, N: L * (17 * D + 9 * 64 + 16),
     "e2vpt": lambda L, D, N: L * D * 15,
     "e2vpt prompts=3 key_value=2 shared=False": lambda L, D, N: L * D * (3 + 4),
-    "e2vpt prompts=4 pieces=8 drop_tokens=0.5 drop_pieces=0.4 epochs=1": (
+    "e2vpt prompts=4 pieces=8 drop_tokens=0.5 drop_pieces=0.4 first_epochs=1": (
         lambda L, D, N: L * D // 8 * 2 * 5 + L * D * 5  # 2 prompts of 5 pieces
     ),
     "ett": lambda L, D, N: 2 * L * D * 10 + 2 * L * D + D * D,

@@ -20,7 +20,8 @@ class BAPAT(Method):
 
     where: which of q, k and v PATT adds to; k and v are the paper's. rank: R of its bottleneck; 128 in the released
     code, which is 5.5 % of a ViT-B with its mlp_rank of 64. scale: s. mlp_rank, mlp_scale: of the adapter beside the
-    MLP, 0 for none. start: "zero", as the frozen backbone, or "released", where PATT's layers are drawn as any.
+    MLP, 0 for none. zero: PATT begins as nothing, and the whole as the frozen backbone; else its layers are drawn as
+    any (released code).
 
     Parameters for L blocks of width D, with k and v: L (3 D R + R + 2 D) + L (2 D r + r + D), r the mlp_rank; 396,480
     on ViT-B/16. Where k and v are layers of their own each has a bottleneck.
@@ -28,7 +29,7 @@ class BAPAT(Method):
 
     title = "BAPAT, parallel attention and AdaptFormer"
     paper = "Yu et al. 2022, arXiv 2210.00788"
-    choices = {"where": ("kv", "qv", "qk", "qkv"), "start": ("zero", "released")}
+    choices = {"where": ("kv", "qv", "qk", "qkv")}
     keeps = 0.66  # what enters each attention as well
     variants = ({"where": "qkv", "rank": 5, "mlp_rank": 0}, {"where": "qv", "rank": 3, "scale": 2.0})
 
@@ -40,11 +41,11 @@ class BAPAT(Method):
         where: str = "kv",
         mlp_rank: int = 8,
         mlp_scale: float = 0.1,
-        start: str = "zero",
+        zero: bool = True,
     ) -> None:
         super().__init__()
         self.rank, self.scale, self.where = rank, scale, where
-        self.mlp_rank, self.mlp_scale, self.start = mlp_rank, mlp_scale, start
+        self.mlp_rank, self.mlp_scale, self.zero = mlp_rank, mlp_scale, zero
         check_positive(self, "rank", "scale", "mlp_scale")
 
     def attach(self, backbone: Backbone) -> None:
@@ -56,7 +57,7 @@ class BAPAT(Method):
                     rows.setdefault(layer, []).append((start, stop))
             for layer, own in rows.items():
                 outs = backbone.linear(layer).out_features
-                patt = Parallel(block.width, outs, own, self.rank, self.scale, zero=self.start == "zero")
+                patt = Parallel(block.width, outs, own, self.rank, self.scale, zero=self.zero)
                 self.contacts.add_branch(backbone, layer, patt)
             if self.mlp_rank > 0:
                 beside = OnInputs(block.width, self.mlp_rank, scale=self.mlp_scale)

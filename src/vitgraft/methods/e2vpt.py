@@ -29,7 +29,7 @@ class E2VPT(Method):
     for values (released code). dropout: of input prompts, drawn for each picture.
 
     drop_tokens, drop_pieces: the shares that are pruned, of prompts and of the pieces (every Q-th channel) of each. A
-    first fit of some `epochs`, with a linear head on the pictures as they are, scores them; the rest then begins anew
+    first fit of `first_epochs`, with a linear head on the pictures as they are, scores them; the rest then begins anew
     from the first fit's own start. score: "absolute", the size of the gradient of a piece's mask, or "released", its
     sign too, as the released code has it. keep_zero: pruned prompts stay as zeros that are attended to (released code);
     else the sequence gets shorter. pool_prompts: where patches are averaged, prompts are too (released code, Swin).
@@ -45,7 +45,7 @@ class E2VPT(Method):
     keeps = 0.66
     variants = (
         {"prompts": 3, "key_value": 2, "shared": False},
-        {"prompts": 4, "pieces": 8, "drop_tokens": 0.5, "drop_pieces": 0.4, "epochs": 1},
+        {"prompts": 4, "pieces": 8, "drop_tokens": 0.5, "drop_pieces": 0.4, "first_epochs": 1},
     )
 
     def __init__(
@@ -60,14 +60,14 @@ class E2VPT(Method):
         drop_pieces: float = 0.0,
         score: str = "absolute",
         keep_zero: bool = False,
-        epochs: int = 10,
+        first_epochs: int = 10,
         pool_prompts: bool = False,
     ) -> None:
         super().__init__()
         self.prompts, self.key_value, self.shared, self.dropout = prompts, key_value, shared, dropout
         self.pieces = pieces
         self.drop_tokens, self.drop_pieces, self.score = drop_tokens, drop_pieces, score
-        self.keep_zero, self.epochs, self.pool_prompts = keep_zero, epochs, pool_prompts
+        self.keep_zero, self.first_epochs, self.pool_prompts = keep_zero, first_epochs, pool_prompts
         check_share(self, "dropout", "drop_tokens", "drop_pieces")
         if prompts < 0 or key_value < 0 or not prompts + key_value:
             raise RequestError(
@@ -191,7 +191,7 @@ def _fit(
 ) -> None:
     optimiser = torch.optim.AdamW([*method.parameters(), *head.parameters()], lr=1e-3, weight_decay=1e-4)
     method.train()
-    for _ in range(method.epochs):
+    for _ in range(method.first_epochs):
         for batch in batches:
             _loss(method, head, backbone, batch, labels).backward()
             optimiser.step()

@@ -26,8 +26,8 @@ class HeartLoRA(Method):
     """LoRA without the heads that matter least, by the first order of the loss (Taylor score).
 
     form: "update", the update of such a head is left out; "head", the head itself is. leave_out: how many heads of each
-    block, or which share of them: 0.2 is two of twelve. per: "all layers", the same heads in all blocks of a stage, by
-    the sum of their scores; "each layer", its own in each. targets, rank, alpha: as LoRA's, among q, k and v.
+    block, or which share of them: 0.2 is two of twelve. per: "all", the same heads in all layers of a stage, by the sum
+    of their scores; "each", its own in each layer. targets, rank, alpha: as LoRA's, among q, k and v.
 
     score: with a the head's output before the projection, "sum" is |sum a dLoss/da| over pictures, tokens and channels;
     "picture" adds up the absolute values of each picture's sum, "element" those of all products. The loss is that of
@@ -43,13 +43,13 @@ class HeartLoRA(Method):
     starts_elsewhere = "with form=head heads are left out of the backbone"
     choices = {
         "targets": ("q", "k", "v"),
-        "per": ("all layers", "each layer"),
+        "per": ("all", "each"),
         "form": ("update", "head"),
         "score": ("sum", "picture", "element"),
     }
     variants = (
         {"form": "head", "leave_out": 0.25, "score": "picture"},
-        {"targets": ("q", "k", "v"), "per": "each layer", "rank": 3, "score": "element", "leave_out": 0.5},
+        {"targets": ("q", "k", "v"), "per": "each", "rank": 3, "score": "element", "leave_out": 0.5},
     )
 
     def __init__(
@@ -59,7 +59,7 @@ class HeartLoRA(Method):
         rank: int = 8,
         alpha: float = 8.0,
         leave_out: float = 0.2,
-        per: str = "all layers",
+        per: str = "all",
         form: str = "update",
         score: str = "sum",
     ) -> None:
@@ -114,7 +114,7 @@ class HeartLoRA(Method):
         for stage in backbone.stages:
             total = torch.stack([scores[i] for i in stage]).sum(0)
             for i in stage:
-                order = total if self.per == "all layers" else scores[i]
+                order = total if self.per == "all" else scores[i]
                 live = order.sort(descending=True, stable=True).indices
                 for name, change in self.contacts.change_at.items():
                     if name.startswith(f"{backbone.blocks[i].path}.") and isinstance(change, OfHeads | Without):
