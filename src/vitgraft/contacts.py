@@ -296,7 +296,9 @@ class _Streams(_Branches):
     """One module or none for the residual stream of each picture of a batch."""
 
     def __call__(self, x: Tensor, *grid: Any) -> Tensor:
-        return torch.cat([x if f is None else f(x, *grid) for f, x in zip(self.branches, x.split(1), strict=True)])
+        rows = zip(self.branches, x.split(1), strict=True)
+        # In the precision of the stream, which is that of the others too.
+        return torch.cat([x if f is None else f(x, *grid).to(x.dtype) for f, x in rows])
 
 
 def _splits(name: str) -> list[tuple[str, str]]:

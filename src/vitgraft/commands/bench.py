@@ -69,6 +69,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
         part.add_argument("--workers", default="1", metavar="N|ray", help="processes on this machine (default: 1)")
         part.add_argument("--ray-address", metavar="HOST:PORT", help="of a Ray cluster; default: RAY_ADDRESS, or none")
         part.add_argument("--ray-cpus", type=int, metavar="N", help="CPUs of one run on Ray (default: 1)")
+    _episode_arguments(parts.add_parser("episodes", help="few-shot episodes: N ways, K shots", allow_abbrev=False))
     show = parts.add_parser("show", help="the table of a folder of results", allow_abbrev=False)
     config.add_options(show)
     show.add_argument("out", metavar="BENCH")
@@ -86,10 +87,33 @@ def arguments(command: argparse.ArgumentParser) -> None:
     form.add_argument("--latex", action="store_true")
 
 
+def _episode_arguments(part: argparse.ArgumentParser) -> None:
+    config.add_options(part)
+    part.add_argument("--data", required=True, metavar="ROOT", help="folder that holds one folder for each set")
+    part.add_argument("--tasks", nargs="+", metavar="SET", help="default: all sets")
+    part.add_argument("--methods", nargs="+", required=True, metavar="METHOD", help="as for run: lora:rank=4,lr=2e-3")
+    part.add_argument("--backbone", required=True, help="timm name or weight file")
+    part.add_argument("--ways", type=int, default=5, help="classes of an episode (default: 5)")
+    part.add_argument("--shots", type=int, nargs="+", default=[1, 5], help="pictures of each to learn from (1 5)")
+    part.add_argument("--queries", type=int, default=15, help="pictures of each to tell apart (default: 15)")
+    part.add_argument("--number", type=int, default=600, help="episodes (default: 600)")
+    part.add_argument("--head", default="nearest", help="nearest class mean, cosine or linear (default: nearest)")
+    part.add_argument("--steps", type=int, default=40, help="of training in each episode (default: 40)")
+    part.add_argument("--seed", type=int, default=0, help="of the episodes, the same for all methods (default: 0)")
+    part.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of every fit: lr=5e-4")
+    part.add_argument("--out", required=True, metavar="BENCH", help="folder of the results")
+    part.add_argument("--workers", default="1", metavar="N|ray", help="processes on this machine (default: 1)")
+    part.add_argument("--ray-address", metavar="HOST:PORT", help="of a Ray cluster; default: RAY_ADDRESS, or none")
+    part.add_argument("--ray-cpus", type=int, metavar="N", help="CPUs of one run on Ray (default: 1)")
+
+
 def command(given: argparse.Namespace) -> None:
     """What was asked for."""
     if given.part == "show":
         print(_shown(given))
+        return
+    if given.part == "episodes":
+        _episodes(given)
         return
     out, made = Path(given.out), _grid(given)
     if given.part == "plan":
@@ -99,9 +123,37 @@ def command(given: argparse.Namespace) -> None:
     if given.part == "search":
         _search(given, made, workers)
         return
+    _run(made, out, workers)
+
+
+def _episodes(given: argparse.Namespace) -> None:
+    """Every method on every set with every number of shots."""
+    from ..backbones import Backbone
+    from ..bench.episodes import Episodes, check, suite
+
+    what = Episodes(given.ways, given.shots[0], given.queries, given.number, given.head, given.steps)
+    sets, data = suite(given.data, given.tasks)
+    common = values(given.set, "--set", "lr=5e-4")
+    methods = {text: {**_method(text), **common} for text in given.methods}
+    check(what, data, given.shots, methods.values())
+    made = Grid(
+        suite=sets,
+        data=data,
+        backbone=given.backbone,
+        fingerprint=Backbone.load(given.backbone).fingerprint,
+        methods=methods,
+        protocol=what.words,
+        seeds=[given.seed],
+        variants={f"{n}-shot": {"shots": n} for n in given.shots},
+    )
+    _run(made, Path(given.out), _workers(given), fit=what)
+
+
+def _run(made: Grid, out: Path, workers: Workers, fit: Any = None) -> None:
+    """Does what is left of a grid, and says where it stands; WorkError where something has failed."""
     made.jobs  # noqa: B018  # what is wrong with them is said before a folder is made
     _begin(made, out)
-    done = run(made, out, workers=workers, say=_say)
+    done = run(made, out, fit=fit, workers=workers, say=_say)
     print("\n".join(done.lines()))
     print(f"table    vitgraft bench show {out}")
     if done.failed:

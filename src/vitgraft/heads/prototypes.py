@@ -42,3 +42,19 @@ class Prototypes(nn.Module):
     @staticmethod
     def _logits(pooled: Tensor, means: Tensor) -> Tensor:
         return SCALE * F.normalize(pooled, dim=-1) @ F.normalize(means, dim=-1).mT
+
+
+class Cosine(Prototypes):
+    """The same with means that train, once they were taken."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__(width, classes)
+        del self.means
+        self.means = nn.Parameter(torch.zeros(classes, width))
+
+    def forward(self, features: Features, targets: Tensor | None = None) -> Tensor | dict[str, Tensor]:
+        logits = self._logits(features.pooled, self.means)
+        return logits if targets is None else {"cross_entropy": F.cross_entropy(logits, targets)}
+
+    def take(self, pooled: Tensor, labels: Tensor) -> None:
+        self.means.data.copy_(self._means_of(pooled, labels))

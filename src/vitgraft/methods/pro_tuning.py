@@ -74,4 +74,4 @@ class Prompt(nn.Module):
         before, patches = x.split([x.shape[1] - h * w, h * w], dim=1)
         u = F.gelu(self.reduce(patches)).mT.unflatten(2, grid)
         u = F.gelu(self.depthwise(u)).flatten(2).mT
-        return torch.cat([before, patches + self.beta * self.widen(u)], dim=1)
+        return torch.cat([before, patches + (self.beta * self.widen(u)).to(x.dtype)], dim=1)
