@@ -48,19 +48,27 @@ def test_of_the_same_classes_all_is_taken_over(ground, begun, tmp_path):
 
 
 def test_of_other_classes_their_layers_are_new(ground, begun, renamed, tmp_path, capsys):
-    for data, classes in ((renamed, 3), (None, 2)):
-        run = tmp_path / str(classes)
-        if data is None:
-            data = shutil.copytree(ground.easy, tmp_path / "two")
-            for split in ("train", "val", "test"):
-                shutil.rmtree(data / split / "stripes")
-        fit(ground, run, "--start", begun, *STILL, data=data)
-        before, after = adapter_of(begun), adapter_of(run)
-        layers = {name for name in before if name.startswith("head.")}
-        assert set(result_of(run)["protocol"]["start"]["new"]) == layers
-        assert near(before, after, before.keys() - layers)
-        assert after["head.fc.weight"].shape == (classes, 48)
-        assert not torch.equal(after["head.fc.weight"][:2], before["head.fc.weight"][:2])
+    run = tmp_path / "run"
+    fit(ground, run, "--start", begun, *STILL, data=renamed)
+    before, after = adapter_of(begun), adapter_of(run)
+    layers = {name for name in before if name.startswith("head.")}
+    assert set(result_of(run)["protocol"]["start"]["new"]) == layers
+    assert near(before, after, before.keys() - layers)
+    assert after["head.fc.weight"].shape == (3, 48)
+    assert not torch.equal(after["head.fc.weight"][:2], before["head.fc.weight"][:2])
+
+
+def test_of_some_of_its_classes_their_rows_are_taken(ground, begun, tmp_path):
+    data = shutil.copytree(ground.easy, tmp_path / "two")
+    left = sorted(folder.name for folder in (data / "train").iterdir())
+    for split in ("train", "val", "test"):
+        shutil.rmtree(data / split / left[1])
+    run = tmp_path / "run"
+    fit(ground, run, "--start", begun, *STILL, data=data)
+    before, after = adapter_of(begun), adapter_of(run)
+    assert result_of(run)["protocol"]["start"]["new"] == []
+    assert near({"fc": before["head.fc.weight"][[0, 2]]}, {"fc": after["head.fc.weight"]}, {"fc"})
+    assert near(before, after, {name for name in before if not name.startswith("head.")})
 
 
 def test_it_resumes_as_any_fit_does(ground, begun, tmp_path, capsys):

@@ -126,6 +126,28 @@ def parser(method: type[Method] | None = None, *, with_bench: bool = False) -> a
     methods.add_argument("name", metavar="NAME", nargs="?")
     methods.add_argument("--json", action="store_true", help="JSON on standard output")
 
+    zero = _command(commands, "zero-shot", _zero_shot, "an adapter of a CLIP model from class names alone")
+    zero.add_argument("names", metavar="NAMES", help="text file with a class on each line, or a data set with classes")
+    zero.add_argument("--backbone", required=True, help="the image tower: timm name or weight file")
+    zero.add_argument(
+        "--text", required=True, metavar="MODEL", help="open_clip's name of the model: ViT-B-16-quickgelu"
+    )
+    zero.add_argument("--text-weights", metavar="TAG", help="open_clip's tag of its weights, such as openai, or a file")
+    zero.add_argument(
+        "--templates", nargs="+", default=["plain"], help="plain, seven, or sentences with {} for the class (plain)"
+    )
+    zero.add_argument("--normalisation", default="own", help="of pictures, as in a fit (default: own)")
+    zero.add_argument("--out", "-o", required=True, metavar="FILE", help="adapter file to write")
+
+    wise = _command(commands, "wise", _wise, "between what a run started from and where it ended")
+    _run_argument(wise)
+    wise.add_argument("data", metavar="DATA", nargs="?", help="data set on which each is measured")
+    wise.add_argument("--split", default="val", help="of DATA (default: val)")
+    wise.add_argument(
+        "--shares", nargs="+", type=float, default=[0.0, 0.25, 0.5, 0.75, 1.0], help="of the tuned weights (0 to 1)"
+    )
+    wise.add_argument("--out", "-o", metavar="FILE", help="write the adapter of the one share that is named")
+
     backbones = _command(commands, "backbones", _backbones, "the pre-trained weights of timm that can be adapted")
     backbones.add_argument("pattern", metavar="PATTERN", nargs="?", default="*", help="a part of their names")
     backbones.add_argument("--json", action="store_true", help="JSON on standard output")
@@ -283,7 +305,7 @@ def _method_of(given: argparse.Namespace) -> str:
     from ..data.recognise import recognise
 
     if (start := getattr(given, "start", None)) is not None:
-        return Run(start).result["method"]
+        return str(Run(start).result["method"])
     try:
         return tasks.find(given.task or recognise(given.data)).method
     except RequestError:  # of the data or the task: the fit itself will say it
@@ -332,6 +354,46 @@ def _evaluate(given: argparse.Namespace) -> None:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
         return
     print("\n".join(found.lines()))
+
+
+def _zero_shot(given: argparse.Namespace) -> None:
+    from ..adapters.zero_shot import TEMPLATES, OpenClip, zero_shot
+    from ..tasks import find
+
+    source = Path(given.names)
+    if source.is_file():
+        classes = [line.strip() for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        classes = list(find("classify").read(source).classes)
+    texts = OpenClip(given.text, given.text_weights)
+    named = [TEMPLATES.get(word, (word,)) for word in given.templates]
+    templates = [sentence for sentences in named for sentence in sentences]
+    how = {"backbone": given.backbone, "templates": templates, "normalisation": given.normalisation}
+    print(f"{'adapter':15} {zero_shot(classes, texts, given.out, **how)}: {len(classes)} classes, nothing trained")
+
+
+def _wise(given: argparse.Namespace) -> None:
+    from ..adapters.run import Run
+    from ..common.files import check_new_file
+    from ..training.wise import Between
+
+    if given.out:
+        if len(given.shares) != 1:
+            raise RequestError(f"--out takes one share, but {len(given.shares)} came: name it with --shares.")
+        check_new_file(Path(given.out))
+    elif not given.data:
+        raise RequestError("Neither data to measure on nor a file to write came: name DATA, or --out and --shares.")
+    between, rows = Between(Run(given.run, given.backbone)), []
+    for share in given.shares if given.data else []:
+        found = between.at(share).evaluate(given.data, given.split)
+        rows.append({"share": share, "metric": found.metric, "value": found.value})
+        if not given.json:
+            print(f"{share:6.2f}  {found.value:7.2%}  {found.metric}, {given.split}")
+    if given.json:
+        print(json.dumps(rows))
+    if given.out:
+        between.write(given.shares[0], given.out)
+        print(f"{'adapter':15} {given.out}", file=sys.stderr)
 
 
 def _predict(given: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # task -> name -> file and class. A class's `levels` says how many maps it reads; the tasks in MASKED set its `masks`.
 HEADS: dict[str, dict[str, str]] = {
-    "classify": {"linear": "classify.Classify"},
+    "classify": {"linear": "classify.Classify", "text": "text.Text"},
     "multilabel": {"linear": "classify.MultiLabel"},
     "regress": {"linear": "regress.Regress"},
     "segment": {

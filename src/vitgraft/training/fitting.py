@@ -62,9 +62,9 @@ def fit(
     pictures are written to `out`/pictures once, as it gives them, and read from there. method: the task's own unless
     given. backbone: a timm name, a local file, or a loaded Backbone, which several runs may share; ViT-B/16 unless
     given. start: a finished run to begin with, from which comes what is not given: task, method, head, backbone, the
-    size of pictures. Of other classes the layers are new. task: what the data are arranged for, unless given. head: one
-    of the task's, its first unless given, with its own options. resume: continue a fit that was stopped (or start, if
-    none was). options: fields of `Settings` and arguments of the method.
+    size of pictures. Of other classes the layers are new; a linear probe may start any method. task: what the data are
+    arranged for, unless given. head: one of the task's, its first unless given, with its own options. resume: continue
+    a fit that was stopped (or start, if none was). options: fields of `Settings` and arguments of the method.
     """
     out = Path(out)
     if not isinstance(root, (str, Path)):

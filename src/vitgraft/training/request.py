@@ -61,7 +61,7 @@ def settle(
     if start is not None:
         begun = Start(start)
         begun.check(task=task, method=method, head=head)
-        task, method, head, backbone = begun.task, begun.method, begun.head, backbone or begun.backbone
+        task, method, head, backbone = begun.task, method or begun.method, begun.head, backbone or begun.backbone
         head_options, options = {**begun.head_options, **(head_options or {})}, {**begun.options, **options}
     kind = tasks.find(task or recognise(root))
     method, head = method or kind.method, head or heads.names(kind.name())[0]
