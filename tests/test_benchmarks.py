@@ -34,6 +34,7 @@ from benchmarks import (  # noqa: E402
     measure,
     memory,
     methods_table,
+    prefix,
     scaling,
     size,
     startup,
@@ -181,6 +182,12 @@ def test_inference(told):
     assert rows["timm"][2] == "1.000"
     ratio, each = map(float, rows[tasks[1]][2:])
     assert each == pytest.approx((ratio - 1) / 3, abs=1e-3)
+
+
+def test_prefix(told):
+    rows, record = told(prefix, "--repeat", 1, "--keys", 3)
+    assert list(rows) == ["precision", "float32", "bf16"]
+    assert all(one["keys"] == 3 and one["ratio"] > 0 for one in record["prefix"])
 
 
 def test_what_is_merged_is_not_the_plain_backbone():
