@@ -205,6 +205,14 @@ class Backbone(nn.Module):
             )
         return block.parts[role]
 
+    def rows(self, block: Block, *roles: str) -> dict[str, list[tuple[int, int]]]:
+        """The layers that play these roles in a block, and which of their outputs do, [start, stop) each, in order."""
+        found: dict[str, list[tuple[int, int]]] = {}
+        for role in roles:
+            for layer, start, stop in self.parts(block, role):
+                found.setdefault(layer, []).append((start, stop))
+        return found
+
     def layers(self, block: Block, *roles: str) -> list[str]:
         """The paths of the linear layers that play these roles in a block, each once."""
         return list(dict.fromkeys(part.layer for role in roles for part in self.parts(block, role)))

@@ -51,11 +51,7 @@ class BAPAT(Method):
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         for block in backbone.blocks:
-            rows: dict[str, list[tuple[int, int]]] = {}  # layer -> those that are added to
-            for role in self.where:
-                for layer, start, stop in backbone.parts(block, role):
-                    rows.setdefault(layer, []).append((start, stop))
-            for layer, own in rows.items():
+            for layer, own in backbone.rows(block, *self.where).items():
                 outs = backbone.linear(layer).out_features
                 patt = Parallel(block.width, outs, own, self.rank, self.scale, zero=self.zero)
                 self.contacts.add_branch(backbone, layer, patt)

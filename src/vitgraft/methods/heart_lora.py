@@ -75,12 +75,8 @@ class HeartLoRA(Method):
         super().attach(backbone)
         for block in backbone.blocks:
             n = self._live(backbone, block)
-            rows: dict[str, list[tuple[int, int]]] = {}
-            for target in self.targets:
-                for layer, start, stop in backbone.parts(block, target):
-                    rows.setdefault(layer, []).append((start, stop))
             kept = n if self.form == "update" else block.heads
-            for layer, own in rows.items():
+            for layer, own in backbone.rows(block, *self.targets).items():
                 linear = backbone.linear(layer)
                 shape = linear.in_features, linear.out_features, own, self.rank, self.alpha
                 self.contacts.change(backbone, layer, OfHeads(*shape, block.heads, kept))

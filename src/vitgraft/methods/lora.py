@@ -48,11 +48,7 @@ class LoRA(Method):
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         for block in backbone.blocks:
-            rows: dict[str, list[tuple[int, int]]] = {}  # layer -> those of each of its updates
-            for target in self.targets:
-                for layer, start, stop in backbone.parts(block, target):
-                    rows.setdefault(layer, []).append((start, stop))
-            for layer, own in rows.items():
+            for layer, own in backbone.rows(block, *self.targets).items():
                 linear = backbone.linear(layer)
                 change = LowRank(linear.in_features, linear.out_features, own, self.rank, self.alpha, self.dropout)
                 self.contacts.change(backbone, layer, change)
