@@ -124,7 +124,7 @@ def test_an_image_size_that_the_patch_does_not_divide(refused_fit):
 
 
 def test_an_unknown_method(refused_fit):
-    has(refused_fit("--method", "hts"), "no method 'hts'", "convpass, fact, full, hst", "Did you mean 'hst'")
+    has(refused_fit("--method", "hts"), "no method 'hts'", "fact, full, heart_lora, hst", "Did you mean 'hst'")
     has(refused_fit("--method", "../cli"), "no method '../cli'", "choose one of these")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from ..kernels.recompute import watched
 from ..model import Model
@@ -47,8 +47,16 @@ def step_flops(model: Model, images: Tensor, targets: Tensor) -> tuple[int, int]
 @contextmanager
 def _counting() -> Iterator[FlopCounterMode]:
     # The counter does not know every fused attention (before torch 2.15 none of a CPU); spelt out, it is two products.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    own: Any = {torch.ops.aten.convolution_backward: _convolution_backward}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=own) as counter:
         yield counter
+
+
+def _convolution_backward(grad: Any, x: Any, weight: Any, *more: Any, **kwargs: Any) -> int:
+    """As much as forward for each of the two gradients that is asked for; torch's own counts that of a weight as if
+    there were no groups."""
+    transposed, wanted = more[4], more[7]
+    return conv_flop_count(x, weight, grad, transposed=transposed) * sum(wanted[:2])
 
 
 def kept_bytes(model: Model, images: Tensor, targets: Tensor) -> int:

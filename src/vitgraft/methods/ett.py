@@ -43,6 +43,7 @@ class ETT(Method):
     title = "eTT, efficient transformer tuning"
     paper = "Xu et al. 2023, arXiv 2301.02419"
     starts_elsewhere = "keys and values start as the net is drawn (released code)"
+    dense = {"transform": False}  # of a vector that no dense head reads
     keeps = 0.62
     variants = ({"hidden": 5, "transform": False, "regulariser": 0.0},)
 

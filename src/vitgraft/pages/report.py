@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from .. import heads
+from ..common.settings import DENSE
 from ..measures import Evaluation
 from . import classification, page
 from .charts import Bar, Curve, curves
@@ -119,9 +120,11 @@ def _trained_share(result: dict[str, Any]) -> str:
 
 
 def _fitted(result: dict[str, Any]) -> str:
-    """The method, and the head where its task has several."""
+    """The method, and the head where its task has several; of whole pictures another one than the first."""
     method, head = result.get("method", "adapter"), (result.get("head") or {}).get("name")
-    return f"{method} with {head}" if head and len(heads.names(result.get("task", "classify"))) > 1 else method
+    task = result.get("task", "classify")
+    names = heads.names(task)
+    return f"{method} with {head}" if head and len(names) > 1 and (task in DENSE or head != names[0]) else method
 
 
 def _trained(result: dict[str, Any]) -> str:
