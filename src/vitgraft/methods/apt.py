@@ -22,7 +22,7 @@ class APT(Method):
     prompts: M of every block; 200 on ViLT. rank: R of the map from prompts as values to prompts as keys; 4 in the
     released code. form: "released", the formula above, or "softmax", as the paper has it, y = o + g softmax(z K^T /
     sqrt(D)) U with a scalar g that starts at zero. gate: a scalar before the prompts' part, zero at the start, so that
-    the released form begins as the frozen backbone; ours.
+    the released form begins as the frozen backbone; ours, and the default behind LayerScale, which mutes all else.
 
     Parameters for L blocks of width D: L (M D + 2 R D + 1), with gate L more; 534,540 on ViT-B/16.
     """
@@ -34,7 +34,7 @@ class APT(Method):
     keeps = 0.66  # what enters and leaves each attention as well
     variants = ({"form": "softmax", "prompts": 7}, {"gate": True, "prompts": 5, "rank": 2})
 
-    def __init__(self, *, prompts: int = 50, rank: int = 4, form: str = "released", gate: bool = False) -> None:
+    def __init__(self, *, prompts: int = 50, rank: int = 4, form: str = "released", gate: bool | None = None) -> None:
         super().__init__()
         self.prompts, self.rank, self.form, self.gate = prompts, rank, form, gate
         check_positive(self, "prompts", "rank")
@@ -44,8 +44,9 @@ class APT(Method):
     def attach(self, backbone: Backbone) -> None:
         super().attach(backbone)
         scaled = backbone.has_layerscale  # outputs are then added muted, and e^s of them is none of ours to add
+        gate = self.form == "released" and (scaled if self.gate is None else self.gate)
         for block in backbone.blocks:
-            diffusion = Diffusion(block.width, self.prompts, self.rank, self.form, self.gate, scale_outputs=not scaled)
+            diffusion = Diffusion(block.width, self.prompts, self.rank, self.form, gate, scale_outputs=not scaled)
             self.contacts.add_branch(backbone, f"{block.path}.attn", diffusion)
 
 
