@@ -222,7 +222,7 @@ def _arguments(method: type[Method]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, default in method.defaults().items():
         kinds = [kind for kind in (get_args(hints[name]) or (hints[name],)) if kind is not type(None)]
-        if isinstance(default, bool):
+        if kinds == [bool]:
             found[name] = {"action": argparse.BooleanOptionalAction}
         elif isinstance(default, tuple) or get_origin(kinds[0]) is Sequence or get_origin(hints[name]) is Sequence:
             element = (get_args(kinds[0]) or kinds)[0]
