@@ -56,13 +56,13 @@ Table = Mapping[str, "str | Callable[[re.Match[str]], str]"]  # patterns of our 
 def _by_table(table: Table) -> Callable[[str, int], str]:
     """A `rename` by substitutions; what it meets are timm's names, `contacts...` of the method, and the head's."""
 
-    def rename(name: str, depth: int) -> str:
-        name = _plain(name)
-        for ours, theirs in table.items():
-            name = re.sub(ours, theirs, name)
-        return name
+    return lambda name, depth: _substituted(_plain(name), table)
 
-    return rename
+
+def _substituted(name: str, table: Table) -> str:
+    for pattern, instead in table.items():
+        name = re.sub(pattern, instead, name)
+    return name
 
 
 def _plain(name: str) -> str:
@@ -303,11 +303,7 @@ MASK_OF_PIECES = "prompt_soft_tokens_pieces_mask_cls_token"
 
 def _e2vpt_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """What is masked becomes zero: their code attends to it all the same. On Swin the first block alone is masked."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        for theirs, ours in E2VPT_NAMES.items():
-            name = re.sub(theirs, ours, name)
-        found[name] = tensor
+    found = {_substituted(name, E2VPT_NAMES): tensor for name, tensor in tensors.items()}
     for name in [name for name in found if ".attn.query." in name]:
         parts = [name.replace(".query.", f".{role}.") for role in ("query", "key", "value")]
         found[name.replace(".query.", ".qkv.")] = torch.cat([found.pop(part) for part in parts])

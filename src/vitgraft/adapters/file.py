@@ -138,10 +138,7 @@ def load(path: str | Path, backbone: Backbone | str | None = None) -> Adapter:
         ) from error
     try:
         check_backbone(path, header, backbone)
-        classes = len(header["classes"])
-        told = header["head"]
-        head = {"head": told["name"], "head_options": told["options"], **{key: told[key] for key in NECK}}
-        model = build(backbone, header["method"], classes=classes, task=header["task"], **head, **header["arguments"])
+        model = as_told(header, backbone, len(header["classes"]))
         preprocess = Preprocess.from_dict(header["preprocess"])
     except (KeyError, TypeError) as error:
         raise RequestError(
@@ -154,6 +151,14 @@ def load(path: str | Path, backbone: Backbone | str | None = None) -> Adapter:
     except RuntimeError as error:
         raise RequestError(f"The tensors of {path} do not fit its header ({error}): take an intact copy.") from error
     return Adapter(model.eval(), preprocess, header)
+
+
+def as_told(header: dict[str, Any], backbone: Backbone, classes: int, seed: int = 0) -> Model:
+    """A new model of the kind that a header tells of, for so many classes; KeyError where it does not tell all."""
+    told = header["head"]
+    head = {"head": told["name"], "head_options": told["options"], **{key: told[key] for key in NECK}}
+    kind = {"classes": classes, "task": header["task"], "seed": seed}
+    return build(backbone, header["method"], **kind, **head, **header["arguments"])
 
 
 def check_backbone(path: str | Path, header: dict[str, Any], backbone: Backbone) -> None:

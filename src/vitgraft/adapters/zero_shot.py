@@ -7,7 +7,7 @@ a fit may start from it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from .. import tasks
 from ..backbones import Backbone
 from ..common.errors import RequestError
 from ..common.files import check_new_file
-from ..common.settings import NORMALISATIONS, Settings
+from ..common.settings import Settings
 from ..model import build
 from . import file as adapter
 
@@ -113,9 +113,7 @@ def zero_shot(
     _check_tower(loaded, texts)
     settings = Settings(epochs=1, normalisation=normalisation, image_size=image_size)
     task = tasks.find("classify")
-    preprocess = task.preprocess(loaded, settings.image_size)
-    if stated := NORMALISATIONS[normalisation]:
-        preprocess = replace(preprocess, mean=stated[0], std=stated[1])
+    preprocess = task.preprocessing(loaded, settings.image_size, normalisation)
     options = {"embedding": len(texts.projection), "label_smoothing": 0.0}
     model = build(loaded, "linear", classes=len(names), head="text", head_options=options)
     embeddings = [

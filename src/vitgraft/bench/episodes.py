@@ -25,7 +25,7 @@ from .. import methods, tasks
 from ..backbones import Backbone
 from ..common import files
 from ..common.errors import RequestError
-from ..common.settings import NORMALISATIONS, Settings
+from ..common.settings import Settings
 from ..engine import cost
 from ..engine.activations import Store, activation_store, recall
 from ..engine.devices import fabric, resolved_precision
@@ -158,9 +158,7 @@ class _Run:
         self.fabric.launch()
         found = self.task.read(root, seed=0)
         everything = found.split("+".join(found.splits))
-        preprocess = self.task.preprocess(self.backbone, self.settings.image_size)
-        stated = NORMALISATIONS[self.settings.normalisation]
-        self.preprocess = replace(preprocess, mean=stated[0], std=stated[1]) if stated else preprocess
+        self.preprocess = self.task.preprocessing(self.backbone, self.settings.image_size, self.settings.normalisation)
         self.pictures: Any = self.task.load(
             everything, self.preprocess, classes=len(found.classes), settings=self.settings
         )
@@ -192,11 +190,11 @@ class _Run:
             if not model.method.ready:
                 model.method.calibrate(self.backbone, [(images, labels)])
             learned = self._read(model, shots, images)
-            if isinstance(model.head, Cosine):
+            if self.what.head == "cosine":
                 model.head.take(self._pooled(model, images, learned), labels)
             self._fit(model, images, labels, learned)
             with torch.no_grad():
-                if isinstance(model.head, Prototypes) and not isinstance(model.head, Cosine):
+                if self.what.head == "nearest":
                     model.head.take(self._pooled(model, images, learned), labels)
                 answers = model(asked, None, self._read(model, queries, asked))
         return float((answers.argmax(1) == targets).float().mean())

@@ -66,9 +66,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
             part.add_argument("--time", action="store_true", help="time a step where no record tells how long one is")
         part.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of every fit: epochs=10")
         part.add_argument("--out", required=True, metavar="BENCH", help="folder of the results")
-        part.add_argument("--workers", default="1", metavar="N|ray", help="processes on this machine (default: 1)")
-        part.add_argument("--ray-address", metavar="HOST:PORT", help="of a Ray cluster; default: RAY_ADDRESS, or none")
-        part.add_argument("--ray-cpus", type=int, metavar="N", help="CPUs of one run on Ray (default: 1)")
+        _worker_arguments(part)
     _episode_arguments(parts.add_parser("episodes", help="few-shot episodes: N ways, K shots", allow_abbrev=False))
     show = parts.add_parser("show", help="the table of a folder of results", allow_abbrev=False)
     config.add_options(show)
@@ -87,6 +85,12 @@ def arguments(command: argparse.ArgumentParser) -> None:
     form.add_argument("--latex", action="store_true")
 
 
+def _worker_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--workers", default="1", metavar="N|ray", help="processes on this machine (default: 1)")
+    part.add_argument("--ray-address", metavar="HOST:PORT", help="of a Ray cluster; default: RAY_ADDRESS, or none")
+    part.add_argument("--ray-cpus", type=int, metavar="N", help="CPUs of one run on Ray (default: 1)")
+
+
 def _episode_arguments(part: argparse.ArgumentParser) -> None:
     config.add_options(part)
     part.add_argument("--data", required=True, metavar="ROOT", help="folder that holds one folder for each set")
@@ -102,9 +106,7 @@ def _episode_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("--seed", type=int, default=0, help="of the episodes, the same for all methods (default: 0)")
     part.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of every fit: lr=5e-4")
     part.add_argument("--out", required=True, metavar="BENCH", help="folder of the results")
-    part.add_argument("--workers", default="1", metavar="N|ray", help="processes on this machine (default: 1)")
-    part.add_argument("--ray-address", metavar="HOST:PORT", help="of a Ray cluster; default: RAY_ADDRESS, or none")
-    part.add_argument("--ray-cpus", type=int, metavar="N", help="CPUs of one run on Ray (default: 1)")
+    _worker_arguments(part)
 
 
 def command(given: argparse.Namespace) -> None:

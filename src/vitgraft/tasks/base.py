@@ -7,13 +7,14 @@ and in `tasks/`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning_fabric import Fabric
 
 from ..backbones import Backbone
-from ..common.settings import METHOD, Settings
+from ..common.settings import METHOD, NORMALISATIONS, Settings
 from ..data import Batch, LoadedPictures, Preprocess
 from ..engine.answers import Answer, ask
 from ..measures import Evaluation
@@ -46,6 +47,11 @@ class Task:
     def preprocess(self, backbone: Backbone, size: tuple[int, int] | None) -> Preprocess:
         """What happens to a picture file before the backbone sees it."""
         raise NotImplementedError
+
+    def preprocessing(self, backbone: Backbone, size: tuple[int, int] | None, normalisation: str) -> Preprocess:
+        """The same, normalised as the setting of this name says."""
+        found, stated = self.preprocess(backbone, size), NORMALISATIONS[normalisation]
+        return replace(found, mean=stated[0], std=stated[1]) if stated else found
 
     def load(
         self,

@@ -20,7 +20,7 @@ from ..backbones import Backbone
 from ..common.console import Console, first_process
 from ..common.errors import RequestError
 from ..common.files import check_folder, make_folder, read_json, write_bytes, write_json
-from ..common.settings import CLASS_WEIGHTS, FREE, NORMALISATIONS, Settings
+from ..common.settings import CLASS_WEIGHTS, FREE, Settings
 from ..data import LoadedPictures, Preprocess, audit, in_memory
 from ..engine import cost
 from ..engine.activations import activation_store
@@ -104,9 +104,7 @@ def fit(
             console.note(note)
         if len(notes) > MOST_NOTES:
             console.note(f"and {len(notes) - MOST_NOTES} more: `vitgraft check {root}` lists them")
-        preprocess = kind.preprocess(backbone, settings.image_size)
-        if stated := NORMALISATIONS[settings.normalisation]:
-            preprocess = replace(preprocess, mean=stated[0], std=stated[1])
+        preprocess = kind.preprocessing(backbone, settings.image_size, settings.normalisation)
         levels, told = audit.deep(found.split(settings.train_split).paths)
         preprocess = replace(preprocess, levels=levels)
         for note in told:

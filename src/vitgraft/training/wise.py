@@ -14,7 +14,7 @@ from torch import Tensor
 from ..adapters import file as adapter
 from ..adapters.run import Run
 from ..common.errors import RequestError
-from ..model import Model, build
+from ..model import Model
 from .start import Start
 
 
@@ -33,20 +33,9 @@ class Between:
                 "fitted with --start."
             )
         model, start = run.adapter.model, Start(told["run"])
-        head = header["head"]
 
         def made(classes: int) -> Model:
-            return build(
-                model.backbone,
-                header["method"],
-                classes=classes,
-                task=header["task"],
-                head=head["name"],
-                head_options=head["options"],
-                **{name: head[name] for name in adapter.NECK},
-                seed=header["protocol"]["seed"],
-                **header["arguments"],
-            )
+            return adapter.as_told(header, model.backbone, classes, header["protocol"]["seed"])
 
         first = made(len(header["classes"]))
         start.load(first, header["classes"], made)
