@@ -547,7 +547,7 @@ def test_drop_path_is_for_training_inside_the_backbone(cls):
     plain = cls(images).tokens
     crossing, beside = attached(Changes, cls), attached(Taps, cls)
     for method in (crossing, beside):
-        method.contacts.drop_path = 0.9
+        method.contacts.in_training.drop_path = 0.9
     assert torch.equal(beside.train().read(cls, images).tokens, plain), "a pass that may be kept has no chance in it"
     one, two = (crossing.train().read(cls, images).tokens for _ in range(2))
     assert not torch.equal(one, two)

@@ -107,8 +107,7 @@ class Combined(Method):
 
     def _join(self) -> None:
         joined = Contacts()
-        joined.drop_path = self.contacts.drop_path
-        joined.gradient_checkpointing = self.contacts.gradient_checkpointing
+        joined.in_training = self.contacts.in_training
         for part in self._parts:
             joined.join(part.contacts)
             vars(part)["joined"] = joined  # not as a module of the part: what it has are the parameters of all

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -50,6 +51,25 @@ class Places(Protocol):
     linears: dict[str, nn.Linear]
 
     def tensor(self, name: str) -> Tensor: ...
+
+
+@dataclass
+class InTraining:
+    """What a pass does in training only.
+
+    drop_path: the rate at the last block, growing linearly from 0 at the first; inside the backbone only where
+    something trains there: otherwise its pass is a function of the picture alone. noise: the deviation of the factors,
+    of mean 1, by which channels are multiplied of what changed layers, branches and modules in the stream add; a
+    factor for each picture and channel, largest at the second block, none at the first (PACE, Ni et al. 2024,
+    arXiv 2409.17137). copies: how often the batch holds each picture, the whole batch one time after the other; they
+    share what is dropped. gradient_checkpointing: backward computes each block once more: those of a side network, and
+    the backbone's own where something trains inside it.
+    """
+
+    drop_path: float = 0.0
+    noise: float = 0.0
+    copies: int = 1
+    gradient_checkpointing: bool = False
 
 
 class Tree(nn.Module):
@@ -83,12 +103,7 @@ class Contacts(nn.Module):
         self.tokens: dict[int, tuple[Tokens, int]] = {}  # first block -> the tokens, their last block
         self.prefixes: dict[str, Prefix] = {}  # path of an attention -> its keys and values
         self.taps: dict[int, bool] = {}  # block -> whether its output is normalised
-        # Rate at the last block, growing linearly from 0 at the first; active in training only, and inside the backbone
-        # only where something trains there: otherwise its pass is a function of the picture alone.
-        self.drop_path = 0.0
-        # Backward computes each block once more: those of a side network, and the backbone's own where something trains
-        # inside it; active in training only.
-        self.gradient_checkpointing = False
+        self.in_training = InTraining()
         self.rows: tuple[Contacts, ...] = ()  # of the methods whose pictures share a batch: see `side_by_side`
         self.change_at: dict[str, Change] = {}
         self.branch_at: dict[str, Callable[..., Tensor]] = {}
@@ -114,6 +129,11 @@ class Contacts(nn.Module):
     def inside(self) -> bool:
         """Whether something that trains lies inside the backbone, so that gradients cross it."""
         return any(kind != "tap" for kind in self.kinds)
+
+    @property
+    def takes_noise(self) -> bool:
+        """Whether something of it can be made noisy."""
+        return bool(self.change_at or self.branch_at or self.before_at or self.after_at)
 
     def train_tensor(self, backbone: Places, name: str) -> None:
         """Trains a copy of the backbone's tensor `name`, starting from its value."""

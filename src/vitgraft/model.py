@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,6 +43,9 @@ class Model(nn.Module):
         self.neck = nn.ModuleList(neck)
         self.head = head
         self.patches = patches
+        # Weight, in training, of the squared distance between the answers to two noisy passes of a picture (PACE, Ni et
+        # al. 2024, arXiv 2409.17137); the batch goes through twice.
+        self.consistency = 0.0
 
     def forward(
         self,
@@ -61,6 +65,9 @@ class Model(nn.Module):
     def _forward(
         self, images: Tensor, targets: Any, activations: Activations | None, sizes: list[tuple[int, int]] | None
     ) -> Any:
+        twice = bool(self.consistency) and targets is not None
+        if twice:
+            images = images.repeat(2, 1, 1, 1)
         if activations is None:
             activations = self.read(images)
         features = self.method.features(self.backbone, images, activations)
@@ -68,8 +75,13 @@ class Model(nn.Module):
         features.size, features.sizes = (H, W), sizes or []
         for part in self.neck:
             features = part(features, activations)
-        found = self.head(features, targets)
-        return found if targets is None else {**found, **self.method.losses()}
+        if targets is None:
+            return self.head(features)
+        if not twice:
+            return {**self.head(features, targets), **self.method.losses()}
+        one, other = (replace(features, pooled=half) for half in features.pooled.chunk(2))
+        apart = (self.head(one).float() - self.head(other).float()).square().sum(-1).mean()
+        return {**self.head(one, targets), "consistency": self.consistency * apart, **self.method.losses()}
 
     def read(self, images: Tensor) -> Activations:
         """The pass through the backbone, images [B, 3, H, W]."""

@@ -156,7 +156,7 @@ def test_a_model_answers_the_same_from_the_store(method):
 
 def test_nothing_random_is_kept(model):
     """Drop path in training must not enter a pass that is computed once."""
-    model.method.contacts.drop_path = 0.9
+    model.method.contacts.in_training.drop_path = 0.9
     images = random_images(model.backbone, batch=4)
     one = model.train().method.read(model.backbone, images)
     two = model.eval().method.read(model.backbone, images)

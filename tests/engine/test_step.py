@@ -60,7 +60,7 @@ def test_a_graph_takes_the_same_steps(method, monkeypatch):
     def taken(*, replayed, lr=1e-3):
         model = build(random_backbone(), method, classes=3)
         model.method.ready = True
-        model.method.contacts.drop_path = 0.3
+        model.method.contacts.in_training.drop_path = 0.3
         fabric, step = prepared(model, lr)
         torch.manual_seed(0)
         monkeypatch.setattr("vitgraft.engine.step.WARM", WARM if replayed else math.inf)

@@ -113,8 +113,8 @@ def test_checkpointing_changes_no_gradient(method, more):
     for checkpointing in (True, False):
         model = build(backbone, method, classes=3, **more).train()
         model.method.ready = True
-        model.method.contacts.drop_path = 0.3
-        model.method.contacts.gradient_checkpointing = checkpointing
+        model.method.contacts.in_training.drop_path = 0.3
+        model.method.contacts.in_training.gradient_checkpointing = checkpointing
         torch.manual_seed(1)
         sum(model(images, labels).values()).backward()
         # Running statistics too: the second pass of a batch does not count.
@@ -131,7 +131,7 @@ def test_checkpointing_keeps_a_fraction():
     kept = {}
     for checkpointing in (True, False):
         model = build(backbone, "convpass", classes=3).train()
-        model.method.contacts.gradient_checkpointing = checkpointing
+        model.method.contacts.in_training.gradient_checkpointing = checkpointing
         kept[checkpointing] = cost.kept_bytes(model, images, labels)
     one = images.shape[0] * (backbone.prefix + 16) * backbone.width * 4
     assert 12 * one <= kept[True] < 14 * one
@@ -143,7 +143,7 @@ def test_nothing_is_checkpointed_where_no_gradient_passes(monkeypatch):
     backbone = random_backbone()
     for method, mode in (("convpass", False), ("linear", True)):
         model = build(backbone, method, classes=3).train(mode)
-        model.method.contacts.gradient_checkpointing = True
+        model.method.contacts.in_training.gradient_checkpointing = True
         model(random_images(backbone))
 
 

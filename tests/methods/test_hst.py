@@ -198,7 +198,7 @@ def test_drop_path_is_active_in_training_only(cls, detached):
     model = build(cls, "hst", classes=3, detached=detached).eval()
     with torch.no_grad():
         plain = model(images)
-        model.method.contacts.drop_path = 0.9
+        model.method.contacts.in_training.drop_path = 0.9
         assert torch.equal(model(images), plain)
         model.train()
         # Batch statistics aside: only chance may tell two passes apart.
@@ -206,7 +206,7 @@ def test_drop_path_is_active_in_training_only(cls, detached):
             if isinstance(module, BatchNorm):
                 module.eval()
         assert not torch.equal(model(images), model(images))
-        model.method.contacts.drop_path = 0.0
+        model.method.contacts.in_training.drop_path = 0.0
         assert torch.equal(model(images), plain)
 
 

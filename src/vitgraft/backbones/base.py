@@ -304,9 +304,18 @@ def _families(cls: type[Backbone]) -> Iterator[type[Backbone]]:
         yield from _families(sub)
 
 
-def drop_path(x: Tensor, rate: float) -> Tensor:
-    """Stochastic depth (Huang et al. 2016): zeroes samples of x [B, ...] with probability `rate`, rescales the rest."""
+def drop_path(x: Tensor, rate: float, copies: int = 1) -> Tensor:
+    """Stochastic depth (Huang et al. 2016): zeroes samples of x [B, ...] with probability `rate`, rescales the rest.
+    copies: the batch is this many times the same, and what is dropped too."""
     if rate == 0.0:
         return x
-    keep = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(1 - rate)
-    return x * keep / (1 - rate)
+    keep = x.new_empty((len(x) // copies,) + (1,) * (x.ndim - 1)).bernoulli_(1 - rate)
+    return x * keep.repeat(copies, *(1,) * (x.ndim - 1)) / (1 - rate)
+
+
+def noisy(x: Tensor, deviation: float) -> Tensor:
+    """x [B, ..., D], each channel of each sample times a factor from a normal distribution around 1."""
+    if deviation == 0.0:
+        return x
+    factors = torch.randn((len(x), *(1,) * (x.ndim - 2), x.shape[-1]), dtype=x.dtype, device=x.device)
+    return x * (1 + deviation * factors)

@@ -6,7 +6,7 @@ Written out over timm's own modules, because the contacts lie inside its blocks.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,13 +16,13 @@ from timm.layers import GluMlp, Mlp, SwiGLU
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..contacts import Contacts
+from ..contacts import Contacts, InTraining
 from ..features import Activations
 from ..kernels.attention import attention
 from ..kernels.linear import Change, Gathered, frozen_linear
 from ..kernels.recompute import checkpointed, recomputed
 from ..kernels.rotary import Rotary
-from .base import Backbone, Block, Part, drop_path
+from .base import Backbone, Block, Part, drop_path, noisy
 
 
 class Where(NamedTuple):
@@ -52,6 +52,10 @@ class Transformer(Backbone):
         self.width = self.blocks[-1].width
         layers = dict.fromkeys(part.layer for block in self.blocks for of in block.parts.values() for part in of)
         self.linears = {path: self._at[path] for path in self._at if path in layers}
+        self._number: dict[str, int] = {}  # of its block, for every place of a contact
+        for i, block in enumerate(self.blocks):
+            own = (part.layer for of in block.parts.values() for part in of)
+            self._number |= dict.fromkeys((block.path, f"{block.path}.attn", f"{block.path}.mlp", *own), i)
         norms = {
             path: module
             for path, module in self._at.items()
@@ -103,11 +107,11 @@ class Transformer(Backbone):
         c = self._in_effect(contacts)
         x, grid = self._embed(images, c)
         end = self.depth - 1
-        checkpoints = c.gradient_checkpointing and c.training and c.inside and torch.is_grad_enabled()
+        how = c.in_training if c.training and c.inside else InTraining()
+        checkpoints = how.gradient_checkpointing and torch.is_grad_enabled()
         short = pooled_only and self.pooling == "token" and end not in c.taps
         firsts = {stage[0]: s for s, stage in enumerate(self.stages) if s}
         found = Activations(x, [grid])
-        drop = c.drop_path if c.training and c.inside else 0.0
         rotary = self._rotary(grid, c)
         M = last = 0  # how many extra tokens stand in front, and their last block
         for i, block in enumerate(self.blocks):
@@ -115,7 +119,7 @@ class Transformer(Backbone):
                 x, grid = self._merge_patches(firsts[i], x, grid, c)
                 found.grids.append(grid)
             if (before := c.before_at.get(block.path)) is not None:
-                x = before(x, grid)
+                x = self._noisy(block.path, before(x, grid), c, upon=x)
             if i == 0 and -1 in c.taps:
                 found.taps[-1] = self.tapped(x, c.taps[-1])
             if i in c.tokens:
@@ -125,7 +129,7 @@ class Transformer(Backbone):
                 x = torch.cat([tokens, x], dim=1)
             wanted = slice(M, M + self.prefix) if short and i == end else None
             where = Where(grid, M, wanted, rotary and rotary.of(i, M + self.prefix, x))
-            given = (x, block, c, where, drop * i / max(end, 1))
+            given = (x, block, c, where, partial(drop_path, rate=how.drop_path * i / max(end, 1), copies=how.copies))
             x = checkpointed(self._block, *given) if checkpoints else self._block(*given)
             if M and i == last and wanted is None:
                 found.extra[i], x = x.split([M, x.shape[1] - M], dim=1)
@@ -155,8 +159,8 @@ class Transformer(Backbone):
         """From the map of one stage [B, N, D] to that which enters the next, where there are several."""
         raise NotImplementedError
 
-    def _block(self, x: Tensor, block: Block, c: Contacts, where: Where, rate: float) -> Tensor:
-        """One block with a drop path rate, [B, M+P+N, D] -> the same, or the wanted tokens of it."""
+    def _block(self, x: Tensor, block: Block, c: Contacts, where: Where, drop: Callable[[Tensor], Tensor]) -> Tensor:
+        """One block with its drop path, [B, M+P+N, D] -> the same, or the wanted tokens of it."""
         wanted = where.wanted
         for norm, sublayer, scale in zip(("norm1", "norm2"), ("attn", "mlp"), self.scales, strict=True):
             path = f"{block.path}.{sublayer}"
@@ -170,15 +174,24 @@ class Transformer(Backbone):
                 outputs = self._mlp(path, inputs, c)
             if self.post_norm:
                 outputs = normalise(outputs)
-            outputs, gamma = drop_path(outputs, rate), self._gamma(block.path, scale, c) if scale else None
+            outputs, gamma = drop(outputs), self._gamma(block.path, scale, c) if scale else None
             # Through LayerScale in one pass over memory.
             x = x + outputs if gamma is None else torch.addcmul(x, outputs, gamma)
             if (branch := c.branch_at.get(path)) is not None:
                 # Outside LayerScale, which would mute it (gamma is about 1e-5 at the start of DINOv2's training).
-                x += drop_path(branch(inputs, outputs, where.grid), rate)
+                x += drop(self._noisy(path, branch(inputs, outputs, where.grid), c))
             if (after := c.after_at.get(path)) is not None:
-                x = after(x)
+                x = self._noisy(path, after(x), c, upon=x)
         return x
+
+    def _noisy(self, path: str, y: Tensor, c: Contacts, *, upon: Tensor | None = None) -> Tensor:
+        """What a method makes of a place, with the noise of a fit upon what of it is the method's own: all, or what y
+        is more than `upon`. As PACE's code has it: none in the first block, then less from block to block."""
+        i = self._number[path]
+        if not (i and c.in_training.noise and c.training):
+            return y
+        deviation = c.in_training.noise * (self.depth + 1 - i) / self.depth
+        return noisy(y, deviation) if upon is None else upon + noisy(y - upon, deviation)
 
     def _gamma(self, block: str, name: str, c: Contacts) -> Tensor:
         folder, _, leaf = f"{block}.{name}".rpartition(".")
@@ -271,12 +284,24 @@ class Transformer(Backbone):
         if c.rows:
             return self._row_by_row(path, x, c.rows)
         if path in self.linears:
-            own, compute = c.own(path), c.change_at.get(path, frozen_linear)
+            own = c.own(path)
             bias = self._bias(path, c) if path in self._biases else own.get("bias", module.bias)
-            y = compute(x, own.get("weight", module.weight), bias)
-            return y if (branch := c.branch_at.get(path)) is None else y + branch(x, y, None)
+            y = self._changed(path, x, own.get("weight", module.weight), bias, c)
+            branch = c.branch_at.get(path)
+            return y if branch is None else y + self._noisy(path, branch(x, y, None), c)
         tensors = c.tensors(path, module)
         return functional_call(module, tensors, (x,)) if tensors else module(x)
+
+    def _changed(self, path: str, x: Tensor, weight: Tensor, bias: Tensor | None, c: Contacts) -> Tensor:
+        """The linear layer at `path`, as the method has changed it if it has."""
+        change = c.change_at.get(path)
+        if change is None:
+            return frozen_linear(x, weight, bias)
+        if not (c.in_training.noise and c.training):
+            return change(x, weight, bias)
+        plain = frozen_linear(x, weight, bias)
+        y = change(x, weight, bias) if type(change).upon is Change.upon else change.upon(x, plain)
+        return self._noisy(path, y, c, upon=plain)
 
     def _row_by_row(self, path: str, x: Tensor, rows: tuple[Contacts, ...]) -> Tensor:
         """The same for pictures of several methods: as it is for all, and anew for those whose method touches it.

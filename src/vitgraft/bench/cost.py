@@ -146,12 +146,13 @@ class Estimate:
 
         from .. import tasks as kinds
         from ..model import build
+        from ..training.loop import take_settings
 
         settings = _settings(job)
         size = kinds.find("classify").preprocess(self.backbone, settings.image_size).size
         classes = max(task.classes for task in self.grid.suite.tasks if task.name in self.grid.data)
         model = build(self.backbone.float(), job.method, classes=classes, **job.arguments)
-        model.method.contacts.drop_path = settings.drop_path
+        take_settings(model, settings)
         images, targets = torch.randn(n, 3, *size), torch.arange(n) % classes
         if not model.method.ready:
             model.method.calibrate(self.backbone, [(images, targets)])

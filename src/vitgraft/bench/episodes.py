@@ -34,7 +34,7 @@ from ..features import Activations
 from ..heads.prototypes import Cosine, Prototypes
 from ..model import Model, build
 from ..training import request
-from ..training.loop import optimiser
+from ..training.loop import optimiser, take_settings
 from . import record
 from .suites import LOCAL, Suite, TaskOf, local
 
@@ -172,7 +172,7 @@ class _Run:
         if self.what.head != "linear":
             kind = Prototypes if self.what.head == "nearest" else Cosine
             made = Model(self.backbone, made.method, kind(made.method.width, self.what.ways))
-        made.method.contacts.drop_path = self.settings.drop_path
+        take_settings(made, self.settings)
         torch.manual_seed(seed)
         return made.to(self.fabric.device).eval()
 

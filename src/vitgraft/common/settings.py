@@ -73,6 +73,15 @@ class Settings:
         WHOLE,
     )
     drop_path: float = _option(0.0, "stochastic depth at the last block")
+    noise: float = _option(
+        0.0, "deviation of the factors, about 1, by which what a method adds to a layer's channels is multiplied"
+    )
+    consistency: float = _option(
+        0.0,
+        "weight of the distance between the answers to two noisy passes (PACE), for example 1 with noise 1: a step "
+        "costs twice as much",
+        ("classify", "multilabel"),
+    )
     clip: float = _option(0.0, "norm to which the gradient of a step is cut down where it is larger; 0: never")
     ema: float = _option(
         0.0,
@@ -129,8 +138,10 @@ class Settings:
                 words = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
                 raise RequestError(f"{setting.name} is {value!r}, but must be {words}: give another value.")
         least = dict.fromkeys(
-            ("workers", "views", "weight_decay", "memory", "cache_size", "neck_blocks", "neck_width", "clip"), 0
+            ("workers", "views", "weight_decay", "memory", "cache_size", "neck_blocks", "neck_width", "clip", "noise"),
+            0,
         )
+        least["consistency"] = 0
         least |= dict.fromkeys(("epochs", "batch_size", "devices"), 1)
         for name, low in least.items():
             if not low <= getattr(self, name) < math.inf:
@@ -171,6 +182,11 @@ class Settings:
         if ":" in self.device and self.devices > 1:
             raise RequestError(
                 f"{self.device} is one device, but {self.devices} were asked for: leave one of the two out."
+            )
+        if self.consistency and not self.noise:
+            raise RequestError(
+                f"consistency {self.consistency:g} compares two noisy passes, but noise is 0, and without it both are "
+                "the same: give noise as well, for example 1, or leave both out."
             )
         if self.views and self.augmentation == "none":
             raise RequestError(

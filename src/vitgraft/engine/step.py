@@ -32,7 +32,7 @@ class Step:
         self._fabric, self._clip = fabric, clip
         self._trained = [p for group in optimizer.param_groups for p in group["params"]]
         self._model, self._optimizer = fabric.setup(model, optimizer)
-        alike = not model.head.levels and not model.method.contacts.gradient_checkpointing
+        alike = not model.head.levels and not model.method.contacts.in_training.gradient_checkpointing
         on_one_gpu = fabric.device.type == "cuda" and fabric.world_size == 1
         self._stream = torch.cuda.Stream(fabric.device) if alike and on_one_gpu else None
         self._taken = 0

@@ -13,8 +13,9 @@ where B_s is one linear layer per stage, M_i the output of block i's meta token 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from ..backbones.base import Backbone, drop_path
 from ..common.errors import RequestError
+from ..contacts import InTraining
 from ..features import Activations, Features
 from ..kernels.batchnorm import BatchNorm
 from ..kernels.feedforward import feedforward
@@ -31,6 +33,8 @@ from ..method import Method
 
 STAGES = 4
 READ = 3  # blocks of a stage that the backbone has itself
+
+Drop = Callable[[Tensor], Tensor]
 
 
 class HST(Method):
@@ -44,6 +48,9 @@ class HST(Method):
     maps: what a dense head sees. own: the four maps of the side network alone, as published. added (ours): what it sees
     without a side network, the backbone's own last map as a pyramid or those of its stages, to which the side network's
     are added from zero; so it begins as the frozen backbone under the same head.
+    pooled: what a classifier sees. own: the side network's vector, as published. both (ours): that and the backbone's
+    own, each under a norm without parameters, so that what pre-training knows of the picture as a whole need not pass
+    through the side network; its width is the backbone's more.
     detached: False is the published system: meta tokens and trained norm1/norm2 inside the backbone, gradients through
     all of it. True leaves the backbone alone: the CLS token's output takes the meta token's place (the mean patch token
     where there is none), LayerNorms stay frozen, every tap is read without autograd, so that a picture's pass through
@@ -56,7 +63,7 @@ class HST(Method):
         bridge   sum over s of (D + 1) d_s + L/4 2 d_s
         norms    sum over s of 2 d_s
         inside   L M D + 4 L D          (none of it when detached)
-    = 764,840 on ViT-B/16 (718,760 detached); the head adds (d_4 + 1) K, 73 per class. With the widths of dense tasks
+    = 764,840 on ViT-B/16 (718,760 detached); the head adds (d_4 + 1) K, 73 per class; (d_4 + D + 1) K where it sees both. With the widths of dense tasks
     10,404,096.
     """
 
@@ -65,7 +72,7 @@ class HST(Method):
     published = "VTAB-1k 76.1 (mean of 19, ViT-B/16 AugReg IN-21k, best epoch on test; abstract, v3)"
     dense = {"widths": (64, 128, 256, 384)}
     together = {"detached": True, "maps": "added", "widths": (32, 48, 64, 72)}
-    choices = {"taps": ("auto", "raw", "normalised"), "maps": ("own", "added")}
+    choices = {"taps": ("auto", "raw", "normalised"), "maps": ("own", "added"), "pooled": ("own", "both")}
     variants = ({"detached": True}, {"taps": "normalised"})
     keeps = 0.78  # on ViT-B/16 at 224 in float32; 0.15 detached
 
@@ -78,12 +85,13 @@ class HST(Method):
         meta_tokens: int = 1,
         taps: str = "auto",
         maps: str = "own",
+        pooled: str = "own",
         detached: bool = False,
     ) -> None:
         super().__init__()
         self.widths, self.heads = tuple(widths), tuple(heads)
         self.mlp_ratio, self.meta_tokens = mlp_ratio, meta_tokens
-        self.taps, self.maps, self.detached = taps, maps, detached
+        self.taps, self.maps, self.pooled, self.detached = taps, maps, pooled, detached
         if len(self.widths) != STAGES or len(self.heads) != STAGES:
             raise RequestError(
                 f"HST has four stages, but {len(self.widths)} widths and {len(self.heads)} numbers of heads came: "
@@ -136,14 +144,15 @@ class HST(Method):
             for D in [backbone.blocks[blocks[0]].width]
         )
         self.pooled_norm = BatchNorm(self.widths[-1], eps=1e-6, affine=False)
-        self.width = self.widths[-1]
+        self.width = self.widths[-1] + (backbone.width if self.pooled == "both" else 0)
         if self.own_maps:
             self.map_channels = self.widths
         else:
             self.side_channels = self.widths
 
     def features(self, backbone: Backbone, images: Tensor, activations: Activations) -> Features:
-        checkpoints = self.in_effect.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        how = self.in_effect.in_training if self.training else InTraining()
+        checkpoints = how.gradient_checkpointing and torch.is_grad_enabled()
         stages: list[Any] = list(self.stages)
         # Channels last, as tokens lie: the stem's convolutions are faster so, and no map is laid out anew.
         maps, x = [], images.contiguous(memory_format=torch.channels_last)
@@ -158,13 +167,17 @@ class HST(Method):
                 meta = [t[:, :first] for t in tokens]
             else:
                 meta = [t.mean(1, keepdim=True) for t in tokens]
-            rates = [
-                self.in_effect.drop_path * i / max(backbone.depth - 1, 1) if self.training else 0.0 for i in blocks
+            drops = [
+                partial(drop_path, rate=how.drop_path * i / max(backbone.depth - 1, 1), copies=how.copies)
+                for i in blocks
             ]
-            given = (x, activations.grids[min(s, len(activations.grids) - 1)], rates, *meta, *patches)
+            given = (x, activations.grids[min(s, len(activations.grids) - 1)], drops, *meta, *patches)
             x = checkpointed(stage, *given) if checkpoints else stage(*given)
             maps.append((images.shape[-2] / x.shape[-2], x))
         pooled = self.pooled_norm(x.mean((2, 3)))
+        if self.pooled == "both":
+            own = backbone.pool(activations.tokens, self.in_effect)
+            pooled = torch.cat([pooled, F.layer_norm(own, own.shape[-1:]).to(pooled.dtype)], dim=1)
         if self.own_maps:
             return Features(pooled, maps)
         return replace(super().features(backbone, images, activations), pooled=pooled, side=maps)
@@ -206,16 +219,16 @@ class Stage(nn.Module):
         self.norm = nn.LayerNorm(d, eps=1e-6)
         self.apply(_initialise)
 
-    def forward(self, x: Tensor, grid: tuple[int, int], rates: list[float], *bridged: Tensor) -> Tensor:
-        """x [B, C, H, W]; the drop path rate of each block; over the bridge the meta tokens of all blocks, [B, M, d]
+    def forward(self, x: Tensor, grid: tuple[int, int], drops: list[Drop], *bridged: Tensor) -> Tensor:
+        """x [B, C, H, W]; the drop path of each block; over the bridge the meta tokens of all blocks, [B, M, d]
         each, and then their patches, [B, h*w, d] each -> [B, d, H', W']."""
-        meta, patches = bridged[: len(rates)], bridged[len(rates) :]
+        meta, patches = bridged[: len(drops)], bridged[len(drops) :]
         x = self.down(x)
         size = (x.shape[-2], x.shape[-1])
         x = self.down_norm(x.flatten(2).mT)
-        for block, norm, m, p, rate in zip(self.blocks, self.meta_norms, meta, patches, rates, strict=True):
+        for block, norm, m, p, drop in zip(self.blocks, self.meta_norms, meta, patches, drops, strict=True):
             p = self._resize(p, grid, size)
-            x = block(x, torch.cat([norm(m), p.mean(1, keepdim=True)], dim=1), p, rate)
+            x = block(x, torch.cat([norm(m), p.mean(1, keepdim=True)], dim=1), p, drop)
         return self.norm(x).mT.unflatten(2, size)
 
     @staticmethod
@@ -241,10 +254,10 @@ class SideBlock(nn.Module):
         self.q, self.k, self.v, self.proj = (nn.Linear(d, d) for _ in range(4))
         self.fc1, self.fc2 = nn.Linear(d, mlp_ratio * d), nn.Linear(mlp_ratio * d, d)
 
-    def forward(self, x: Tensor, keys: Tensor, patches: Tensor, rate: float) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor, patches: Tensor, drop: Drop) -> Tensor:
         """x, patches [B, H'*W', d], keys [B, M+1, d] -> [B, H'*W', d]."""
-        x = x + drop_path(self._attention(recomputed(self.norm1, x), keys), rate) + patches
-        return x + drop_path(feedforward(x, self.norm2, self.fc1, self.fc2), rate)
+        x = x + drop(self._attention(recomputed(self.norm1, x), keys)) + patches
+        return x + drop(feedforward(x, self.norm2, self.fc1, self.fc2))
 
     def _attention(self, x: Tensor, keys: Tensor) -> Tensor:
         """Multi-head cross-attention from x [B, T, d] to keys [B, K, d] with K far below T, without a query per token.

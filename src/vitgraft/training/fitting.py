@@ -33,7 +33,7 @@ from ..tasks.base import Task
 from .checkpoint import Checkpoint, Progress
 from .logs import Logs
 from .logs import check as check_logs
-from .loop import learning_rate, train
+from .loop import learning_rate, take_settings, train
 from .request import settle
 
 MOST_NOTES = 12  # that are told on the way; result.json and the page have all
@@ -128,8 +128,7 @@ def fit(
 
         model = made(len(found.classes))
         started = begun.load(model, found.classes, made) if begun else None
-        model.method.contacts.drop_path = settings.drop_path
-        model.method.contacts.gradient_checkpointing = settings.gradient_checkpointing
+        take_settings(model, settings)
         launched = fabric(settings)  # after everything that can be wrong with the request
         launched.launch()
         return _Fitting(

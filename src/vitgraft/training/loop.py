@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..common.errors import RequestError, WorkError
 from ..common.settings import Settings
+from ..contacts import InTraining
 from ..data import Preprocess, epoch_batches
 from ..data.batch import Batch, LoadedPictures
 from ..engine.activations import activation_store, fill, recall
@@ -38,6 +39,20 @@ def optimiser(trained: dict[str, nn.Parameter], settings: Settings) -> torch.opt
     ]
     # Fused: of many small tensors one pass instead of a dozen each, 5 % of a step of the side network alone.
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, fused=True)
+
+
+def take_settings(model: Model, settings: Settings) -> None:
+    """What the model does in training only, as the settings have it. RequestError for noise that nothing takes."""
+    contacts = model.method.contacts
+    if settings.noise and not contacts.takes_noise:
+        raise RequestError(
+            f"{model.method.name()} adds nothing to the backbone's layers that noise {settings.noise:g} could be put "
+            "upon: leave noise and consistency out, or take a method with changed layers or branches, such as lora."
+        )
+    model.consistency = settings.consistency
+    contacts.in_training = InTraining(
+        settings.drop_path, settings.noise, 2 if settings.consistency else 1, settings.gradient_checkpointing
+    )
 
 
 def train(
