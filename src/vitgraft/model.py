@@ -14,7 +14,7 @@ from . import heads, methods
 from .backbones import Backbone
 from .common.errors import RequestError
 from .common.settings import NECK_WIDTH
-from .features import Activations
+from .features import Activations, Features
 from .heads.pyramid import Beside, Mix, Pyramid
 from .kernels.recompute import recomputing
 from .method import Method
@@ -68,13 +68,7 @@ class Model(nn.Module):
         twice = bool(self.consistency) and targets is not None
         if twice:
             images = images.repeat(2, 1, 1, 1)
-        if activations is None:
-            activations = self.read(images)
-        features = self.method.features(self.backbone, images, activations)
-        H, W = images.shape[-2:]
-        features.size, features.sizes = (H, W), sizes or []
-        for part in self.neck:
-            features = part(features, activations)
+        features = self.features(images, activations, sizes)
         if targets is None:
             return self.head(features)
         if not twice:
@@ -82,6 +76,19 @@ class Model(nn.Module):
         one, other = (replace(features, pooled=half) for half in features.pooled.chunk(2))
         apart = (self.head(one).float() - self.head(other).float()).square().sum(-1).mean()
         return {**self.head(one, targets), "consistency": self.consistency * apart, **self.method.losses()}
+
+    def features(
+        self, images: Tensor, activations: Activations | None = None, sizes: list[tuple[int, int]] | None = None
+    ) -> Features:
+        """What the head sees of images [B, 3, H, W]; the rest as in `forward`."""
+        if activations is None:
+            activations = self.read(images)
+        features = self.method.features(self.backbone, images, activations)
+        H, W = images.shape[-2:]
+        features.size, features.sizes = (H, W), sizes or []
+        for part in self.neck:
+            features = part(features, activations)
+        return features
 
     def read(self, images: Tensor) -> Activations:
         """The pass through the backbone, images [B, 3, H, W]."""

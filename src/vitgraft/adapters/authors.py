@@ -378,7 +378,7 @@ def _with_support(model: Model, *, support: tuple[Tensor, Tensor]) -> None:
 def pooled(model: Model, images: Tensor) -> Tensor:
     """The features that the head reads, [B, D']."""
     with torch.no_grad():
-        return model.method.features(model.backbone, images, model.read(images)).pooled
+        return model.features(images).pooled
 
 
 READERS = {

@@ -211,8 +211,7 @@ class _Run:
     @staticmethod
     def _pooled(model: Model, images: Tensor, found: Activations | None) -> Tensor:
         with torch.no_grad():
-            found = model.read(images) if found is None else found
-            return model.method.features(model.backbone, images, found).pooled.float()
+            return model.features(images, found).pooled.float()
 
     def _fit(self, model: Model, images: Tensor, labels: Tensor, found: Activations | None) -> None:
         trained = model.trained()

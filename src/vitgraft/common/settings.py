@@ -35,6 +35,7 @@ AUGMENTATIONS = {
 # No result depends on them but for rounding: they may differ when a run is continued.
 FREE = ("workers", "memory", "cache_size", "gradient_checkpointing", "device", "log")
 LOGS = ("none", "csv", "tensorboard", "wandb", "mlflow")
+HEAD_STARTS = ("random", "lda")
 CLASS_WEIGHTS = {"none": 0.0, "root": 0.5, "balanced": 1.0}  # the power of its rarity that a class counts by
 WHOLE = ("classify", "multilabel", "regress")
 DENSE = ("segment", "detect", "instance", "panoptic")
@@ -86,6 +87,12 @@ class Settings:
     ema: float = _option(
         0.0,
         "decay, such as 0.99, of an average over the steps of what trains, which is then measured and kept; 0: none",
+    )
+    head_start: str = _option(
+        "random",
+        "what the head begins as: random, or lda, the linear discriminant of the classes as the frozen backbone shows "
+        "them, for one more pass over the pictures",
+        ("classify",),
     )
     label_smoothing: float = _option(0.0, "of the cross entropy", ("classify",))
     class_weights: str = _option(
@@ -161,7 +168,7 @@ class Settings:
                 f"The learning rate is {self.lr}, but must be above 0 and at most 1e6: give for example 1e-3."
             )
         named = {"precision": PRECISIONS, "normalisation": NORMALISATIONS, "augmentation": AUGMENTATIONS}
-        named |= {"class_weights": CLASS_WEIGHTS, "backbone_dtype": BACKBONE_DTYPES}
+        named |= {"head_start": HEAD_STARTS, "class_weights": CLASS_WEIGHTS, "backbone_dtype": BACKBONE_DTYPES}
         for name, known in named.items():
             if (value := getattr(self, name)) not in known:
                 raise RequestError(

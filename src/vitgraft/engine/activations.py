@@ -155,9 +155,7 @@ def fill(
     images_of: a batch as the model sees it.
     """
     n = len(pictures)
-    order = even_batches(n, size)
-    order[-1] += range(min(size, n) - len(order[-1]))
-    order = [batch for batch in order if store.lacks(torch.tensor(batch) + view * n)]
+    order = [batch for batch in full_batches(n, size) if store.lacks(torch.tensor(batch) + view * n)]
     for done, batch in enumerate(pictures.batches(order, epoch=epoch), start=1):
         recall(model, store, batch.indices + view * n, images_of(batch))
         if store.full:
@@ -165,6 +163,13 @@ def fill(
         if tell is not None:
             tell(min(done * size, n), min(len(order) * size, n))
     store.write()
+
+
+def full_batches(n: int, size: int) -> list[list[int]]:
+    """All of n pictures in order, all batches of one size: the last is filled up with the first pictures."""
+    order = even_batches(n, size)
+    order[-1] += range(min(size, n) - len(order[-1]))
+    return order
 
 
 def _bytes_per_picture(a: Activations, dtype: torch.dtype) -> int:

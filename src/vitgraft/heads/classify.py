@@ -6,10 +6,12 @@ import copy
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..features import Features
+from .discriminant import discriminant
 from .weighted import Weighted
 
 
@@ -39,6 +41,13 @@ class Classify(OneLayer, Weighted):
     def __init__(self, channels: Sequence[int], classes: int, *, label_smoothing: float = 0.0) -> None:
         super().__init__(channels, classes)
         self.label_smoothing = label_smoothing
+
+    def take(self, features: Tensor, labels: Tensor) -> None:
+        """Begins as the linear discriminant of these features [n, D'] and labels [n]."""
+        with torch.no_grad():
+            weight, bias = discriminant(features, labels, self.fc.out_features)
+            self.fc.weight.copy_(weight)
+            self.fc.bias.copy_(bias)
 
     def forward(self, features: Features, targets: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """Logits [B, K], or with targets [B] the losses {"cross_entropy": scalar}."""

@@ -63,8 +63,8 @@ class HST(Method):
         bridge   sum over s of (D + 1) d_s + L/4 2 d_s
         norms    sum over s of 2 d_s
         inside   L M D + 4 L D          (none of it when detached)
-    = 764,840 on ViT-B/16 (718,760 detached); the head adds (d_4 + 1) K, 73 per class; (d_4 + D + 1) K where it sees both. With the widths of dense tasks
-    10,404,096.
+    = 764,840 on ViT-B/16 (718,760 detached); the head adds (d_4 + 1) K, 73 per class, or (d_4 + D + 1) K where it sees
+    both. With the widths of dense tasks 10,404,096.
     """
 
     title = "HST, hierarchical side-tuning"

@@ -16,7 +16,7 @@ from ..common.settings import Settings
 from ..contacts import InTraining
 from ..data import Preprocess, epoch_batches
 from ..data.batch import Batch, LoadedPictures
-from ..engine.activations import activation_store, fill, recall
+from ..engine.activations import Store, activation_store, fill, full_batches, recall
 from ..engine.step import Step
 from ..model import Model
 from .average import Average
@@ -107,6 +107,8 @@ def train(
             with fabric.autocast():
                 tell = on_read if epoch == first else None  # later ones read another view of the pictures, if any
                 fill(model, store, pictures, images_of, share, epoch=epoch, view=view, tell=tell)
+        if progress.step == 0 and settings.head_start == "lda":
+            _start_head(model, pictures, store, images_of, share, fabric)
         torch.manual_seed(settings.seed * 1_000_003 + epoch * 1009 + rank)
         model.train()
         losses: list[Tensor] = []  # of the global batch
@@ -175,6 +177,27 @@ def _calibrate(
     model.eval()
     with fabric.autocast():
         model.method.calibrate(model.backbone, Batches())
+
+
+def _start_head(
+    model: Model,
+    pictures: LoadedPictures,
+    store: Store | None,
+    images_of: Callable[[Batch], Tensor],
+    size: int,
+    fabric: Fabric,
+) -> None:
+    """The head takes the features of all pictures as they are before the first step, and as the first epoch shows them.
+    Every process passes over all, so that all come to the same result."""
+    found, labels = [], []
+    model.train()  # batch normalisation by the batch, as in the steps to come
+    with torch.no_grad(), fabric.autocast():
+        for batch in pictures.batches(full_batches(len(pictures), size), epoch=0):
+            batch = batch.to(fabric.device)
+            images = images_of(batch)
+            found.append(model.features(images, recall(model, store, batch.indices, images)).pooled)
+            labels.append(batch.targets)
+    model.head.take(torch.cat(found)[: len(pictures)], torch.cat(labels)[: len(pictures)])
 
 
 def _check_finite(losses: list[Tensor], step: int) -> None:
