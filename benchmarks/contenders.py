@@ -35,6 +35,8 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 RIVALS = ("full", "peft-lora")
 CACHED = {"hst-cached": "hst-detached"}  # a training step on activations that an earlier pass left
+# By torch.compile: what a careful user takes, and ours under it.
+COMPILED = {f"{name}-compiled": name for name in ("full", "hst", "lora", "lora-all")} | {"hst-stages-compiled": "hst"}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -106,8 +108,8 @@ def random_images(batch_size: int, size: int) -> Tensor:
 def training_step(
     name: str, model: str, size: int, batch_size: int, precision: str, **changes: Any
 ) -> Callable[[], Any]:
-    """One training step, of one of `names`, CACHED or RIVALS: forward, backward, AdamW. Ours is a fit's; a rival's is
-    the one that everybody writes."""
+    """One training step, of one of `names`, CACHED, COMPILED or RIVALS: forward, backward, AdamW. Ours is a fit's; a
+    rival's is the one that everybody writes."""
     torch.manual_seed(0)
     images, labels = random_images(batch_size, size), torch.randint(0, CLASSES, (batch_size,)).to(DEVICE)
     trained = contender(name, model, size, **changes).to(DEVICE)
@@ -128,7 +130,12 @@ def training_step(
 
 
 def contender(name: str, model: str, size: int, **changes: Any) -> nn.Module:
-    """One of `names`, CACHED or RIVALS, to be trained."""
+    """One of `names`, CACHED, COMPILED or RIVALS, to be trained."""
+    if name in COMPILED:
+        made: Any = contender(COMPILED[name], model, size, **changes)
+        for part in made.method.stages if name == "hst-stages-compiled" else [made]:
+            part.compile()
+        return made
     if name in RIVALS:
         return rival(name, model, size, **changes).train()
     return ours(CACHED.get(name, name), random_backbone(model, size, **changes)).train()

@@ -44,7 +44,7 @@ def measure_set(model: str, of: dense_table.Set, methods: list[str], given: Any)
     backbone = contenders.random_backbone(model)
     task, (H, W), B = of.settings["task"], of.settings["image_size"], of.settings["batch_size"]
     images = torch.randn(B, 3, H, W, generator=torch.Generator().manual_seed(0)).to(contenders.DEVICE)
-    truth = memory.truth(task, CLASSES, B, H, W)
+    truth = memory.truth(task, CLASSES, B, H, W, contenders.DEVICE)
     work = {}
     for head, options in of.heads.items():
         for name in methods if head in given.heads else ():

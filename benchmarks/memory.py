@@ -50,15 +50,15 @@ def main(words: list[str] | None = None) -> None:
     measure.write(given, **found)
 
 
-def truth(task: str, classes: int, B: int, H: int, W: int) -> Any:
+def truth(task: str, classes: int, B: int, H: int, W: int, device: str = "cpu") -> Any:
     """Targets of B pictures: random masks, or two objects in each."""
     if task == "segment":
-        return torch.randint(0, classes, (B, H, W), dtype=torch.uint8)
+        return torch.randint(0, classes, (B, H, W), dtype=torch.uint8).to(device)
     boxes = torch.tensor([[0.1 * W, 0.1 * H, 0.4 * W, 0.6 * H], [0.5 * W, 0.3 * H, 0.9 * W, 0.9 * H]])
     target = {"boxes": boxes, "labels": torch.tensor([0, classes - 1])}
     if task == "instance":
         target["masks"] = torch.ones(2, H, W, dtype=torch.uint8)
-    return [target] * B
+    return [{name: t.to(device) for name, t in target.items()}] * B
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ OTHER = "all else"
 
 def main(words: list[str] | None = None) -> None:
     parser = measure.parser(__doc__, model="vit_small_patch14_dinov2", repeat=5)
-    known = list(dict.fromkeys([*contenders.names(), *contenders.CACHED, *contenders.RIVALS]))
+    known = list(dict.fromkeys([*contenders.names(), *contenders.CACHED, *contenders.COMPILED, *contenders.RIVALS]))
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--batch-size", type=measure.at_least_one, default=64)
     parser.add_argument("--method", action=measure.Names, known=known, default=["convpass"])

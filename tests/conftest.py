@@ -3,8 +3,11 @@
 import os
 
 import pytest
+import torch
 from helpers_cli import call, contents, fit_words, make_ground
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # its kernels are then interpreted, if this is said before it is imported
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
 

@@ -34,6 +34,7 @@ from benchmarks import (  # noqa: E402
     measure,
     memory,
     methods_table,
+    on_gpu,
     prefix,
     scaling,
     size,
@@ -372,3 +373,45 @@ def test_a_row_of_the_dense_table():
     }
     row = dense_table.row(dense_table.SETS["pennfudan"], "hst", "mask", result)
     assert row == "| hst | mask | 25.0 | 50.0 | 0.0 | 12.5 | 1,000 | 2 | 2.0 MiB | 1.00 GiB |"
+
+
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
+
+
+@WITHOUT_GPU
+def test_without_a_gpu_it_is_told_what_would_be_done(capsys):
+    on_gpu.main([])
+    said = capsys.readouterr().out
+    assert "no GPU here" in said
+    assert all(f"  {name} " in said and part.words in said for name, part in on_gpu.PARTS.items())
+    assert sum(part.seconds for part in on_gpu.PARTS.values()) <= 8 * 60
+
+
+@WITHOUT_GPU
+def test_what_needs_a_gpu_runs_on_a_processor(told):
+    small = ("--image-size", 32, "--batch-size", 2, "--repeat", 1, "--anyway")
+    rows, record = told(on_gpu, *TINY, *small, "--parts", "norms", "steps", "dense")
+    assert rows["128 x 32"]
+    assert {"full", *on_gpu.STEPS, "hst, torch's norms", "lora"} <= rows.keys()
+    assert record["norms"]["difference"] < 1e-4
+    assert record["steps"]["vtab minutes"].keys() == record["steps"]["steps"].keys()
+    assert record["dense"]["steps"].keys() == on_gpu.DENSE.keys()
+
+
+def test_a_part_that_fails_or_has_no_time_ends_no_other(tmp_path, monkeypatch, capsys):
+    def fails(given):
+        raise RuntimeError("no memory\nat all")
+
+    parts = {
+        "one": on_gpu.Part("one", 1, fails),
+        "two": on_gpu.Part("two", 10**6, fails),
+        "three": on_gpu.Part("three", 1, lambda given: {"found": 3}),
+    }
+    monkeypatch.setattr(on_gpu, "PARTS", parts)
+    on_gpu.main(["--anyway", "--json", str(tmp_path / "gpu.json")])
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert record["one"]["failed"] == "no memory"
+    assert "it takes 1000000" in record["two"]["skipped"]
+    assert record["three"]["found"] == 3
+    with pytest.raises(RequestError, match="--backbone and --out"):
+        on_gpu.main(["--sets", "somewhere"])

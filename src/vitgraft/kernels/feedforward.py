@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .linear import compute_dtype
+from .norm import gradients, normalised
 
 AT_ONCE = 2**21  # bytes of the wide tensor on a processor: what the caches hold
 
@@ -40,7 +41,7 @@ class _FeedForward(torch.autograd.Function):
         W1, b1, W2, b2 = (t.to(dtype) for t in rest)
         y = x.new_empty(x.shape, dtype=dtype)
         for rows in _chunks(x, W1):
-            inputs = F.layer_norm(_wide(x[rows], weight), weight.shape, weight, bias, eps).to(dtype)
+            inputs, *_ = normalised(x[rows], weight, bias, eps, dtype)
             torch.addmm(b2, F.gelu(torch.addmm(b1, inputs, W1.T)), W2.T, out=y[rows])
         return y
 
@@ -52,24 +53,15 @@ class _FeedForward(torch.autograd.Function):
         dx = torch.empty_like(x)
         sums = [torch.zeros_like(t) for t in (weight, bias, *rest)]
         for rows in _chunks(x, W1):
-            given, out = _wide(x[rows], weight), dy[rows].to(ctx.dtype)
-            normal, mean, rstd = torch.native_layer_norm(given, weight.shape, weight, bias, ctx.eps)
-            inputs = normal.to(ctx.dtype)
+            out = dy[rows].to(ctx.dtype)
+            inputs, mean, rstd = normalised(x[rows], weight, bias, ctx.eps, ctx.dtype)
             wide = torch.addmm(b1, inputs, W1.T)
             dwide = torch.ops.aten.gelu_backward(out @ W2, wide)
-            dnormal = (dwide @ W1).to(given.dtype)
-            dx[rows], dweight, dbias = torch.ops.aten.native_layer_norm_backward(
-                dnormal, given, weight.shape, mean, rstd, weight, bias, [True, True, True]
-            )
+            dx[rows], dweight, dbias = gradients(dwide @ W1, x[rows], weight, bias, mean, rstd)
             own = (dweight, dbias, dwide.T @ inputs, dwide.sum(0), out.T @ F.gelu(wide), out.sum(0))
             for total, part in zip(sums, own, strict=True):
                 total += part
         return dx, None, None, *sums
-
-
-def _wide(x: Tensor, weight: Tensor) -> Tensor:
-    """A GPU's LayerNorm takes inputs of its weight's precision alone."""
-    return x if x.device.type == "cpu" else x.to(weight.dtype)
 
 
 def _chunks(x: Tensor, W1: Tensor) -> Iterator[slice]:

@@ -28,6 +28,7 @@ from ..contacts import InTraining
 from ..features import Activations, Features
 from ..kernels.batchnorm import BatchNorm
 from ..kernels.feedforward import feedforward
+from ..kernels.norm import LayerNorm
 from ..kernels.recompute import checkpointed, recomputed
 from ..method import Method
 
@@ -212,11 +213,11 @@ class Stage(nn.Module):
         else:
             self.down = nn.Sequential(nn.Conv2d(C, d, 3, stride=2, padding=1))
         # eps: 1e-6 in the side network, torch's default in the bridge, as released.
-        self.down_norm = nn.LayerNorm(d)
+        self.down_norm = LayerNorm(d)
         self.bridge = nn.Linear(D, d)
-        self.meta_norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(depth))
+        self.meta_norms = nn.ModuleList(LayerNorm(d) for _ in range(depth))
         self.blocks = nn.ModuleList(SideBlock(d, heads, mlp_ratio) for _ in range(depth))
-        self.norm = nn.LayerNorm(d, eps=1e-6)
+        self.norm = LayerNorm(d, eps=1e-6)
         self.apply(_initialise)
 
     def forward(self, x: Tensor, grid: tuple[int, int], drops: list[Drop], *bridged: Tensor) -> Tensor:
@@ -250,7 +251,7 @@ class SideBlock(nn.Module):
     def __init__(self, d: int, heads: int, mlp_ratio: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(d, eps=1e-6), nn.LayerNorm(d, eps=1e-6)
+        self.norm1, self.norm2 = LayerNorm(d, eps=1e-6), LayerNorm(d, eps=1e-6)
         self.q, self.k, self.v, self.proj = (nn.Linear(d, d) for _ in range(4))
         self.fc1, self.fc2 = nn.Linear(d, mlp_ratio * d), nn.Linear(mlp_ratio * d, d)
 
