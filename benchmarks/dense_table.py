@@ -47,19 +47,19 @@ SETS = {
     "camvid": Set(
         "test",
         {"task": "segment", "image_size": (192, 256), "epochs": 4, "batch_size": 8, **SHORT},
-        {"upernet": {}, "query": {}},
+        {"upernet": {}, "query": {}, "eomt": {}},
         SEGMENTED,
     ),
     "pets3": Set(
         "test",
         {"task": "segment", "image_size": (192, 192), "epochs": 10, "batch_size": 8, **SHORT},
-        {"upernet": {}, "query": {}},
+        {"upernet": {}, "query": {}, "eomt": {}},
         SEGMENTED,
     ),
     "pennfudan": Set(
         "val",
         {"task": "instance", "image_size": (256, 256), "epochs": 6, "batch_size": 2, **SHORT},
-        {"mask": FEW, "cascade-mask": {**FEW, "mask_every_stage": False}, "query": {}},
+        {"mask": FEW, "cascade-mask": {**FEW, "mask_every_stage": False}, "query": {}, "eomt": {}},
         {**BOXES, "mask AP": ("mask", "AP"), "mask AP50": ("mask", "AP50")},
     ),
     "bccd": Set(
@@ -122,7 +122,14 @@ def _fit(root: Path, settings: dict[str, Any]) -> dict[str, Any]:
 def chosen(of: Set, methods: list[str]) -> list[tuple[str, str, dict[str, Any]]]:
     """Method, head and the head's options of each fit; of a segmentation the linear probe as well."""
     probe = [("frozen", "linear", {})] if of.settings["task"] == "segment" and "frozen" in methods else []
-    return probe + [(method, head, options) for head, options in of.heads.items() for method in methods]
+    return probe + [
+        (method, head, options) for head, options in of.heads.items() for method in methods if suits(method, head)
+    ]
+
+
+def suits(method: str, head: str) -> bool:
+    """Whether there is such a pair: EoMT's queries are in the blocks that a side network would read."""
+    return head != "eomt" or not method.startswith("hst")
 
 
 def table(name: str, results: dict[tuple[str, str], dict[str, Any]]) -> str:

@@ -47,7 +47,7 @@ def measure_set(model: str, of: dense_table.Set, methods: list[str], given: Any)
     truth = memory.truth(task, CLASSES, B, H, W, contenders.DEVICE)
     work = {}
     for head, options in of.heads.items():
-        for name in methods if head in given.heads else ():
+        for name in [one for one in methods if head in given.heads and dense_table.suits(one, head)]:
             trained = build(backbone, classes=CLASSES, task=task, head=head, head_options=options, **METHODS[name]).to(
                 contenders.DEVICE
             )

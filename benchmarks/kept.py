@@ -50,7 +50,7 @@ def main(words: list[str] | None = None) -> None:
                 batch = [images, *(left.taps.values() if left else ())]
                 found[name][precision] = cost.kept_by(loss, trained, batch)
                 if isinstance(trained, Model):
-                    trained.method.contacts.gradient_checkpointing = True
+                    trained.method.contacts.in_training.gradient_checkpointing = True
                     found[name][f"{precision}, checkpointing"] = cost.kept_by(loss, trained, batch)
     print(table(found))
     measure.write(given, bytes=found)

@@ -33,6 +33,7 @@ class Combined(Method):
         for name, value in (self.defaults() | arguments).items():
             kind, argument = places[name]
             given[kind.name()][argument] = value
+        self.admitted: list[Contacts] = []  # the head's, beside those of the parts
         self.parts = nn.ModuleDict({kind.name(): kind(**given[kind.name()]) for kind in self.kinds})
 
     @classmethod
@@ -111,7 +112,13 @@ class Combined(Method):
         for part in self._parts:
             joined.join(part.contacts)
             vars(part)["joined"] = joined  # not as a module of the part: what it has are the parameters of all
+        for contacts in self.admitted:
+            joined.join(contacts)
         self.contacts = joined
+
+    def admit(self, contacts: Contacts) -> None:
+        self.admitted.append(contacts)
+        self._join()
 
     def calibrate(self, backbone: Backbone, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         for part in self._parts:

@@ -38,6 +38,7 @@ from .kernels.linear import Change, exact
 SUBLAYERS = ("attn", "mlp")
 
 Tokens = Callable[[int], Tensor]
+Entering = Callable[[int, Tensor, "tuple[int, int]"], "Tensor | None"]
 Prefix = Callable[[], "tuple[Tensor, Tensor]"]
 
 
@@ -101,6 +102,7 @@ class Contacts(nn.Module):
         self.befores = Tree()
         self.afters = Tree()
         self.tokens: dict[int, tuple[Tokens, int]] = {}  # first block -> the tokens, their last block
+        self.entering: dict[int, Entering] = {}  # block -> who looks at what enters it
         self.prefixes: dict[str, Prefix] = {}  # path of an attention -> its keys and values
         self.taps: dict[int, bool] = {}  # block -> whether its output is normalised
         self.in_training = InTraining()
@@ -219,15 +221,29 @@ class Contacts(nn.Module):
             raise ValueError(f"{path} has keys and values of a method already: one attention takes one set.")
         self.prefixes[path] = prefix
 
-    def add_tokens(self, backbone: Places, block: int, tokens: nn.Parameter | Tokens, until: int | None = None) -> None:
+    def add_tokens(
+        self,
+        backbone: Places,
+        block: int,
+        tokens: nn.Parameter | Tokens,
+        until: int | None = None,
+        *,
+        entering: Entering | None = None,
+    ) -> None:
         """Puts `tokens` in front of the sequence from `block` to the block `until`, or for `block` alone: [1, M, D], or
-        `tokens(B)`, which makes them for B pictures, [B, M, D] or [1, M, D]."""
+        `tokens(B)`, which makes them for B pictures, [B, M, D] or [1, M, D].
+
+        entering: before each of these blocks `entering(i, x, grid)` is shown what enters it, [B, M+P+N, D], and may
+        give what is added to the scores of its attention, [B, 1, M+P+N, M+P+N].
+        """
         last = block if until is None else until
         _check_block(backbone, block)
         _check_block(backbone, last)
         if self._has_tokens(block, last):
             raise ValueError(f"Block {block} has extra tokens already: one block takes one set.")
         self.tokens[block] = (partial(_same, tokens) if isinstance(tokens, Tensor) else tokens, last)
+        if entering is not None:
+            self.entering |= dict.fromkeys(range(block, last + 1), entering)
 
     def _has_tokens(self, first: int, last: int) -> bool:
         return any(start <= last and first <= end for start, (_, end) in self.tokens.items())
@@ -269,6 +285,7 @@ class Contacts(nn.Module):
         self.after_at |= other.after_at
         self.prefixes |= other.prefixes
         self.tokens |= other.tokens
+        self.entering |= other.entering
         self.taps |= other.taps
 
 

@@ -47,6 +47,7 @@ class Features:
     pooled  [B, D']      one vector per picture
     maps    [(stride in pixels, [B, C_i, h_i, w_i]), ...]  from the finest to the coarsest
     side    [(stride in pixels, [B, c_i, h_i, w_i]), ...]  of a side network, to be added to `maps` by a neck
+    queries [B, M, D]    what became of a head's own tokens, under the final norm
     size    (H, W)       of the batch in pixels; dense tasks only
     sizes   [(H, W), ...]  of each picture inside its padding, which lies right and below; empty: all `size`
     """
@@ -56,6 +57,7 @@ class Features:
     size: tuple[int, int] = (0, 0)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     side: list[tuple[float, Tensor]] = field(default_factory=list)
+    queries: Tensor | None = None
 
     @property
     def inside(self) -> list[tuple[int, int]]:

@@ -120,6 +120,10 @@ class Method(nn.Module):
         self.width = backbone.width
         self.map_channels = tuple(backbone.blocks[stage[-1]].width for stage in backbone.stages)
 
+    def admit(self, contacts: Contacts) -> None:
+        """Takes in contacts that are not its own, but the head's; RequestError where both want one place."""
+        self.contacts.join(contacts)
+
     def calibrate(self, backbone: Backbone, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """What the method has to learn from the training pictures before it is fitted: nothing, unless overridden.
 

@@ -47,6 +47,11 @@ class Model(nn.Module):
         # al. 2024, arXiv 2409.17137); the batch goes through twice.
         self.consistency = 0.0
 
+    @property
+    def enters(self) -> bool:
+        """Whether the head has tokens of its own in the backbone."""
+        return hasattr(self.head, "enter")
+
     def forward(
         self,
         images: Tensor,
@@ -86,6 +91,9 @@ class Model(nn.Module):
         features = self.method.features(self.backbone, images, activations)
         H, W = images.shape[-2:]
         features.size, features.sizes = (H, W), sizes or []
+        if self.enters:
+            left = activations.extra[self.backbone.depth - 1]
+            features.queries = self.backbone.normalised(left, self.method.in_effect)
         for part in self.neck:
             features = part(features, activations)
         return features
@@ -169,7 +177,11 @@ def build(
             patches = tuple(stage[-1] for stage in backbone.stages)
         if made.side_channels and levels:
             neck.append(Beside(neck[-1].channels if neck else channels, made.side_channels))
-        made_head = heads.create(task, name, neck[-1].channels if neck else channels, classes, **(head_options or {}))
+        made_head: Any = heads.create(
+            task, name, neck[-1].channels if neck else channels, classes, **(head_options or {})
+        )
+        if hasattr(made_head, "enter"):
+            made_head.enter(backbone, made)
     model = Model(backbone, made, made_head, neck, patches)
     return model.to(next(backbone.parameters()).device)
 

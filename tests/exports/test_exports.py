@@ -168,6 +168,7 @@ def dense(tmp_path_factory):
         ("detect", "cascade", "lora"),
         ("instance", "mask", "linear"),
         ("instance", "query", "linear"),
+        ("segment", "eomt", "lora"),
     ],
 )
 def test_dense_heads_as_onnx(dense, task, head, method, tmp_path):

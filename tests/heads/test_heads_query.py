@@ -9,7 +9,7 @@ from transformers.models.mask2former import modeling_mask2former as theirs
 
 from vitgraft import build
 from vitgraft.common.errors import RequestError
-from vitgraft.heads import query
+from vitgraft.heads import masks as masks_of
 from vitgraft.heads.query import Queries
 from vitgraft.testing.backbones import random_backbone
 
@@ -47,23 +47,26 @@ def pairs(seed=0):
 def test_costs_and_losses_are_those_of_mask2former():
     masks, truth, counts = pairs()
     torch.testing.assert_close(
-        query.pairwise_cross_entropy(masks, truth, counts),
+        masks_of.pairwise_cross_entropy(masks, truth, counts),
         theirs.pair_wise_sigmoid_cross_entropy_loss(masks, truth),
     )
-    torch.testing.assert_close(query.pairwise_dice(masks, truth, counts), theirs.pair_wise_dice_loss(masks, truth))
+    torch.testing.assert_close(masks_of.pairwise_dice(masks, truth, counts), theirs.pair_wise_dice_loss(masks, truth))
     four = masks[:4]
     torch.testing.assert_close(
-        query.cross_entropy(four, truth, counts).sum() / 3, theirs.sigmoid_cross_entropy_loss(four, truth, 3)
+        masks_of.cross_entropy(four, truth, counts).sum() / 3, theirs.sigmoid_cross_entropy_loss(four, truth, 3)
     )
-    torch.testing.assert_close(query.dice(four, truth, counts).sum() / 3, theirs.dice_loss(four, truth, 3))
-    for pairwise, single in ((query.pairwise_cross_entropy, query.cross_entropy), (query.pairwise_dice, query.dice)):
+    torch.testing.assert_close(masks_of.dice(four, truth, counts).sum() / 3, theirs.dice_loss(four, truth, 3))
+    for pairwise, single in (
+        (masks_of.pairwise_cross_entropy, masks_of.cross_entropy),
+        (masks_of.pairwise_dice, masks_of.dice),
+    ):
         torch.testing.assert_close(pairwise(four, truth, counts).diagonal(), single(four, truth, counts))
 
 
 def test_cells_that_do_not_count_change_nothing():
     masks, truth, counts = pairs()
     counts[40:] = 0
-    for of in (query.pairwise_cross_entropy, query.pairwise_dice):
+    for of in (masks_of.pairwise_cross_entropy, masks_of.pairwise_dice):
         expected = of(masks[:, :40], truth[:, :40], counts[:40])
         torch.testing.assert_close(of(masks, truth, counts), expected)
 
@@ -71,11 +74,11 @@ def test_cells_that_do_not_count_change_nothing():
 def test_the_matching_is_the_cheapest():
     masks, truth, counts = pairs()
     logits, labels = torch.randn(7, CLASSES + 1, dtype=torch.float64), torch.tensor([0, 2, 1, 1])
-    rows, columns = query.match(logits, masks, labels, truth, counts)
+    rows, columns = masks_of.match(logits, masks, labels, truth, counts)
     cost = (
         -2 * logits.softmax(-1)[:, labels]
-        + 5 * query.pairwise_cross_entropy(masks, truth, counts)
-        + 5 * query.pairwise_dice(masks, truth, counts)
+        + 5 * masks_of.pairwise_cross_entropy(masks, truth, counts)
+        + 5 * masks_of.pairwise_dice(masks, truth, counts)
     )
     assert sorted(columns.tolist()) == [0, 1, 2, 3]
     best = min(sum(cost[q, k] for k, q in enumerate(chosen)) for chosen in itertools.permutations(range(7), 4))
@@ -229,7 +232,7 @@ def test_it_reads_several_blocks():
 
 
 def test_class_weights_are_refused():
-    with pytest.raises(RequestError, match=r"head query .* takes no class_weights"):
+    with pytest.raises(RequestError, match=r"Query masks .* take no class_weights"):
         made(Queries, (32,), CLASSES, **SMALL).balance([10, 20, 30])
 
 

@@ -231,7 +231,7 @@ def test_parameters_of_hst_are_the_published_ones():
 
 @pytest.mark.parametrize(("task", "name"), DENSE)
 def test_every_head_is_found_and_says_how_many_maps_it_reads(task, name):
-    assert heads.find(task, name).levels == (1 if name in ("linear", "query") else 4)
+    assert heads.find(task, name).levels == (1 if name in ("linear", "query", "eomt") else 4)
     assert not {"channels", "classes", "masks"} & set(heads.options(task, name))
 
 

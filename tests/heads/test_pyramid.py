@@ -203,7 +203,7 @@ def test_of_odd_widths():
         Pyramid(18)
 
 
-@pytest.mark.parametrize(("task", "name"), DENSE)
+@pytest.mark.parametrize(("task", "name"), [(task, name) for task, name in DENSE if name != "eomt"])
 def test_every_head_behind_it(task, name):
     small = {
         "upernet": {"width": 16, "auxiliary_width": 16},

@@ -21,6 +21,7 @@ FAMILIES = ("cls", "swin")
 KINDS = [(task, head, method) for task, head, method in (
     ("segment", "linear", "lora"), ("segment", "upernet", "hst"), ("segment", "fpn", "linear"),
     ("segment", "query", "hst+lora"), ("detect", "faster", "linear"), ("instance", "mask", "convpass"),
+    ("segment", "eomt", "lora"),
 )]  # fmt: skip
 
 

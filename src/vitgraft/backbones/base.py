@@ -168,6 +168,10 @@ class Backbone(nn.Module):
         """tokens [B, P+N, D] after the final norm -> [B, D], as the weights were trained to be pooled."""
         raise NotImplementedError
 
+    def normalised(self, tokens: Tensor, contacts: Contacts) -> Tensor:
+        """Tokens as the last block leaves them, [B, n, D] -> under the final norm."""
+        raise NotImplementedError
+
     def tapped(self, x: Tensor, normalised: bool) -> Tensor:
         """A block's output [B, P+N, D] in the form in which a method asks for it."""
         raise NotImplementedError

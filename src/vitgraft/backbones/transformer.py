@@ -29,13 +29,15 @@ class Where(NamedTuple):
     """What a block has to know of the tokens [B, M+P+N, D] that it is given.
 
     grid (h, w) of the N patches; M extra tokens in front of all; the tokens that are wanted of it, None for all;
-    rotary: the position embedding of q and k, where there is one.
+    rotary: the position embedding of q and k, where there is one; bias [B, 1, M+P+N, M+P+N]: what is added to the
+    scores of attention.
     """
 
     grid: tuple[int, int]
     M: int = 0
     wanted: slice | None = None
     rotary: Rotary | None = None
+    bias: Tensor | None = None
 
 
 class Transformer(Backbone):
@@ -127,8 +129,9 @@ class Transformer(Backbone):
                 tokens = make(x.shape[0]).expand(x.shape[0], -1, -1).to(x.dtype)
                 M = tokens.shape[1]
                 x = torch.cat([tokens, x], dim=1)
+            bias = c.entering[i](i, x, grid) if i in c.entering else None
             wanted = slice(M, M + self.prefix) if short and i == end else None
-            where = Where(grid, M, wanted, rotary and rotary.of(i, M + self.prefix, x))
+            where = Where(grid, M, wanted, rotary and rotary.of(i, M + self.prefix, x), bias)
             given = (x, block, c, where, partial(drop_path, rate=how.drop_path * i / max(end, 1), copies=how.copies))
             x = checkpointed(self._block, *given) if checkpoints else self._block(*given)
             if M and i == last and wanted is None:
@@ -209,7 +212,7 @@ class Transformer(Backbone):
         k, v = prefixed(path, k, v, c)
         if where.wanted is not None:
             q = q[:, :, where.wanted]
-        y = self._call(f"{path}.norm", attention(q, k, v).transpose(1, 2).flatten(2), c)
+        y = self._call(f"{path}.norm", attention(q, k, v, _for_all(where, q, k)).transpose(1, 2).flatten(2), c)
         if getattr(attn, "gate", None) is not None:
             gate = self._call(f"{path}.gate", x if where.wanted is None else x[:, where.wanted], c)
             y = y * gate.sigmoid()
@@ -356,6 +359,14 @@ def prefixed(path: str, k: Tensor, v: Tensor, c: Contacts) -> tuple[Tensor, Tens
 
     K, V = prefix()
     return recomputed(in_front, k, K), recomputed(in_front, v, V)
+
+
+def _for_all(where: Where, q: Tensor, k: Tensor) -> Tensor | None:
+    """The bias of attention for all heads, none of it on keys that stand in front of the tokens' own."""
+    if where.bias is None:
+        return None
+    bias = F.pad(where.bias.to(q.dtype), (k.shape[2] - where.bias.shape[-1], 0))
+    return (bias if where.wanted is None else bias[:, :, where.wanted]).expand(-1, q.shape[1], -1, -1)
 
 
 def _whole(at: dict[str, Any], path: str) -> tuple[Part, ...]:

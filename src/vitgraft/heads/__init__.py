@@ -24,10 +24,16 @@ HEADS: dict[str, dict[str, str]] = {
         "fpn": "segment.SemanticFPN",
         "linear": "segment.Linear",
         "query": "query.Queries",
+        "eomt": "eomt.EoMT",
     },
     "detect": {"faster": "detect.RCNN", "cascade": "cascade.CascadeRCNN"},
-    "instance": {"mask": "detect.RCNN", "cascade-mask": "cascade.CascadeRCNN", "query": "query.Queries"},
-    "panoptic": {"query": "query.Queries"},
+    "instance": {
+        "mask": "detect.RCNN",
+        "cascade-mask": "cascade.CascadeRCNN",
+        "query": "query.Queries",
+        "eomt": "eomt.EoMT",
+    },
+    "panoptic": {"query": "query.Queries", "eomt": "eomt.EoMT"},
 }
 
 

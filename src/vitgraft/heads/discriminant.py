@@ -57,7 +57,7 @@ def _shrunk(x: Tensor, labels: Tensor, classes: int, shrinkages: tuple[float, ..
     covariance = within.T @ within / max(len(x) - int((counts > 0).sum()), 1)
     D = x.shape[1]
     # One picture of each class shows none within them, pictures that are all the same none at all.
-    level = next((v for v in (covariance.diagonal().mean(), x.var(0, correction=0).mean()) if v > 0), x.new_ones(()))
+    level = next((v for v in (covariance.diagonal().mean(), (x - x.mean(0)).square().mean()) if v > 0), x.new_ones(()))
     identity = torch.eye(D, dtype=x.dtype, device=x.device)
     centred = means - x.mean(0)  # the same answers, and none far from zero
     found = []

@@ -1,8 +1,4 @@
-"""Query masks: a set of learned queries, each of which says one class and one mask; segments and instances alike.
-
-The Plain Mask Decoder of PMT (Cavagnero et al. 2026, arXiv 2603.25398), with the losses of Mask2Former (Cheng et al.
-2022, arXiv 2112.01527).
-"""
+"""The Plain Mask Decoder of PMT (Cavagnero et al. 2026, arXiv 2603.25398): query masks from maps of a backbone."""
 
 from __future__ import annotations
 
@@ -11,38 +7,28 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
-from timm.layers import LayerNorm2d, Mlp
+from timm.layers import Mlp
 from timm.layers.pos_embed_sincos import build_rotary_pos_embed
 from torch import Tensor, nn
 
 from ..common.errors import RequestError
 from ..features import Features
 from ..kernels.rotary import Rotary
-from .detect import Record
-from .fpn import widen
+from .masks import QueryMasks, kept_from
 from .pyramid import together
-from .segment import IGNORED, resize
 
 HEAD_WIDTH = 32  # of the attention, at least
-COSTS = {"class": 2.0, "mask": 5.0, "dice": 5.0}  # in the matching, and weights of the losses
-NOTHING = 0.1  # weight of a query that is no object's, in the cross entropy
 
 
-class Queries(nn.Module):
+class Queries(QueryMasks):
     """M queries stand in front of the patch tokens of one map, and go with them through `blocks` transformer blocks.
-    From every block, and from what enters the first, each query predicts a class or none, and a mask: the product of
-    what three layers make of it with the patches, upscaled to stride 4.
+    From every block, and from what enters the first, each query predicts a class or none, and a mask at stride 4.
 
     Where it differs from the paper: the map has the neck's width, not the backbone's; in training a query sees, by
     chance in `masking` of all cases, no more than the patches of its mask so far (the paper lets that chance fall by
     steps from 1 to 0); losses are of all cells of a mask at stride 4, not of 12,544 points.
 
-    queries: M, more than a picture has objects or classes. blocks: 6 in the paper. mlp: width of their MLPs.
-    score_threshold, detections (per picture): what is predicted of instances. things: where every pixel is to be told
-    its class and its object, the labels of the classes that are countable; segments are then what is predicted, of
-    which no two share a pixel, from queries of a chance of `sure`, which keep `overlap` of their mask against the
-    others (Mask2Former: 0.8 both).
+    blocks: 6 in the paper. mlp: width of their MLPs. masking: as above. The rest as `QueryMasks` has it.
 
     Of several maps each is led to the width of that of stride 16 by a 1x1 convolution, resized, and all are summed.
 
@@ -70,53 +56,32 @@ class Queries(nn.Module):
         sure: float = 0.5,
         overlap: float = 0.8,
     ) -> None:
-        super().__init__()
-        self.things = None if things is None else tuple(things)
-        self.sure, self.overlap = sure, overlap
         E = channels[0] if len(channels) == 1 else channels[2]  # of stride 16
         if E % 4:
             raise RequestError(
                 f"Query masks were asked for on a map of width {E}, whose places take a multiple of 4: give such a "
                 "neck_width."
             )
+        super().__init__(
+            E,
+            classes,
+            masks=masks,
+            queries=queries,
+            score_threshold=score_threshold,
+            detections=detections,
+            things=things,
+            sure=sure,
+            overlap=overlap,
+        )
         # Several maps, of HST or of a backbone's stages, are brought together at stride 16.
         self.laterals = nn.ModuleList(nn.Conv2d(C, E, 1) for C in channels) if len(channels) > 1 else None
-        self.instances, self.classes, self.masking = masks, classes, masking
-        self.score_threshold, self.detections = score_threshold, detections
-        self.queries = nn.Parameter(torch.empty(queries, E))
-        nn.init.normal_(self.queries)
+        self.masking = masking
         self.blocks = nn.ModuleList(Block(E, mlp) for _ in range(blocks))
         self.norm = nn.LayerNorm(E)
-        self.classify = nn.Linear(E, classes + 1)  # the last one: nothing
-        self.embed = nn.Sequential(nn.Linear(E, E), nn.GELU(), nn.Linear(E, E), nn.GELU(), nn.Linear(E, E))
-        self.upscale = nn.Sequential(upscaled(E), upscaled(E))
-        self.weights: Tensor
-        weights = torch.ones(classes + 1)
-        weights[-1] = NOTHING
-        self.register_buffer("weights", weights, persistent=False)
-
-    def balance(self, counts: Sequence[int], power: float = 1.0) -> None:
-        """RequestError: its losses are of whole masks, however large, and so know no rare pixels."""
-        raise RequestError(
-            "The head query counts a class once in a picture, however few its pixels, and takes no class_weights: "
-            "leave them out, or take another head."
-        )
 
     def forward(self, features: Features, targets: Any = None) -> Any:
-        """Segmentations: scores [B, K, H, W], or with targets [B, H, W] losses. Instances: predictions, or with targets
-        losses, both as `RCNN` has them. Losses are weighted, of all predictions together."""
-        outcomes = self._decode(self._patches(features), all_of_them=targets is not None)
-        if targets is None:
-            logits, masks = outcomes[-1]
-            return (
-                self._instances(logits, masks, features) if self.instances else self._segments(logits, masks, features)
-            )
-        wanted = self._wanted(targets, outcomes[0][1].shape[-2:])
-        losses: dict[str, Tensor] = {}
-        for logits, masks in outcomes:
-            for name, loss in self._losses(logits, masks, wanted).items():
-                losses[name] = losses.get(name, 0.0) + loss
-        return losses
+        """As `QueryMasks.told` has it."""
+        return self.told(self._decode(self._patches(features), all_of_them=targets is not None), features, targets)
 
     def _patches(self, features: Features) -> Tensor:
         """The map that is decoded, [B, E, h, w], of stride 16."""
@@ -146,136 +111,15 @@ class Queries(nn.Module):
     def _predict(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         x = self.norm(x)
         M = len(self.queries)
-        maps = self.upscale(x[:, M:].mT.unflatten(2, grid))
-        masks = torch.einsum("bme,behw->bmhw", self.embed(x[:, :M]), maps)
-        return widen(self.classify(x[:, :M])), widen(masks)
+        return self.predicted(x[:, :M], x[:, M:].mT.unflatten(2, grid))
 
     def _seen(self, masks: Tensor, grid: tuple[int, int], x: Tensor) -> Tensor:
         """What is added to the scores of attention, [B, 1, T, T]: nothing, or minus infinity where a query is kept from
-        a patch that its mask does not cover. A query whose mask is empty sees all."""
+        a patch that its mask does not cover."""
         M, T = len(self.queries), x.shape[1]
-        hidden = resize(masks.detach(), grid).flatten(2) <= 0
-        hidden &= ~hidden.all(-1, keepdim=True)
-        hidden &= torch.rand(len(x), M, 1, device=x.device) < self.masking
         bias = x.new_zeros(len(x), 1, T, T)
-        bias[:, 0, :M, M:].masked_fill_(hidden, float("-inf"))
+        bias[:, 0, :M, M:].masked_fill_(kept_from(masks, grid, self.masking), float("-inf"))
         return bias
-
-    # Training
-
-    def _wanted(self, targets: Any, size: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Of each picture the labels [n], the share of each cell that belongs to each object [n, h, w], and the share
-        of each cell that counts [h, w]."""
-        found = []
-        for target in targets:
-            if self.instances:
-                labels, masks = target["labels"], target["masks"].float()
-                counts = torch.ones_like(masks[0]) if len(masks) else target["masks"].new_ones(size).float()
-            else:
-                there = target.unique()
-                labels = there[there != IGNORED].long()
-                masks = (target == labels[:, None, None]).float()
-                counts = (target != IGNORED).float()
-            if len(labels) > len(self.queries):
-                raise RequestError(
-                    f"A picture has {len(labels)} objects, but there are {len(self.queries)} queries, each of which "
-                    f"finds one: give the head queries={2 * len(labels)}."
-                )
-            masks, counts = (F.adaptive_avg_pool2d(each[None], size)[0] for each in (masks, counts[None]))
-            found.append((labels, masks, counts[0]))
-        return found
-
-    def _losses(self, logits: Tensor, masks: Tensor, wanted: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
-        """Of one prediction: every object is given the query that suits it best, all others are to say nothing."""
-        number = max(sum(len(labels) for labels, _, _ in wanted), 1)
-        goals = torch.full(logits.shape[:2], self.classes, device=logits.device)
-        mask_loss, dice_loss = masks.sum() * 0.0, masks.sum() * 0.0
-        for b, (labels, truth, counts) in enumerate(wanted):
-            if not len(labels):
-                continue
-            flat, true = (masks[b].flatten(1), truth.flatten(1))
-            rows, columns = match(logits[b], flat, labels, true, counts.flatten())
-            goals[b, rows] = labels[columns]
-            mask_loss = mask_loss + cross_entropy(flat[rows], true[columns], counts.flatten()).sum()
-            dice_loss = dice_loss + dice(flat[rows], true[columns], counts.flatten()).sum()
-        return {
-            "class": COSTS["class"] * F.cross_entropy(logits.mT, goals, self.weights.to(logits.dtype)),
-            "mask": COSTS["mask"] * mask_loss / number,
-            "dice": COSTS["dice"] * dice_loss / number,
-        }
-
-    # Predictions
-
-    def _segments(self, logits: Tensor, masks: Tensor, features: Features) -> Tensor:
-        """The classes' chances of each query, weighted by its mask, summed over queries: [B, K, H, W]."""
-        scores = torch.einsum("bmk,bmhw->bkhw", logits.softmax(-1)[..., :-1], masks.sigmoid())
-        return resize(scores, features.size)
-
-    def _instances(self, logits: Tensor, masks: Tensor, features: Features) -> list[Record]:
-        """Of each picture the pairs of query and class of the highest score: the class's chance times the mean chance
-        of the pixels in the mask; or its segments."""
-        one = self._picture if self.things is None else self._panoptic
-        return [
-            one(chances, own, features.size, size)
-            for chances, own, size in zip(logits.softmax(-1)[..., :-1], masks, features.inside, strict=True)
-        ]
-
-    def _picture(self, chances: Tensor, masks: Tensor, size: tuple[int, int], own: tuple[int, int]) -> Record:
-        scores, index = chances.flatten().topk(min(self.detections, chances.numel()))
-        queries, labels = index // self.classes, index % self.classes
-        surest = scores > self.score_threshold
-        if not torch.compiler.is_compiling():  # a graph leaves them out at the end: it does not know how many there are
-            scores, queries, labels, surest = scores[surest], queries[surest], labels[surest], surest[surest]
-        whole = resize(masks[queries][None], size)[0] if len(queries) else masks.new_zeros(0, *size)
-        pixels = whole[:, : own[0], : own[1]].sigmoid()
-        inside = pixels > 0.5
-        scores = scores * (pixels * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
-        there = inside.any(2).any(1) & surest
-        scores, order = scores[there].sort(descending=True)
-        pixels, inside, labels = (each[there][order] for each in (pixels, inside, labels))
-        boxes = boxes_of(inside)
-        return {"boxes": boxes, "labels": labels, "scores": scores, "masks": pixels[:, None]}
-
-    def _panoptic(self, chances: Tensor, masks: Tensor, size: tuple[int, int], own: tuple[int, int]) -> Record:
-        """Segments of one picture, none of which shares a pixel with another: each pixel goes to the query of the
-        highest chance of its class and of the pixel; what keeps too little of its mask is left out, and stuff of one
-        class is one segment (Mask2Former's merging)."""
-        scores, labels = chances.max(-1)
-        surest = scores > self.sure
-        scores, labels, masks = scores[surest], labels[surest], masks[surest]
-        whole = resize(masks[None], size)[0] if len(masks) else masks.new_zeros(0, *size)
-        pixels = whole[:, : own[0], : own[1]].sigmoid()
-        winner = (scores[:, None, None] * pixels).argmax(0) if len(masks) else pixels.new_zeros(own)
-        found: dict[int, tuple[float, int, Tensor]] = {}  # of stuff by its label, of things by a number of their own
-        for k, (score, label) in enumerate(zip(scores.tolist(), labels.tolist(), strict=True)):
-            wanted = pixels[k] >= 0.5
-            inside = wanted & (winner == k)
-            if not inside.any() or inside.sum() < self.overlap * wanted.sum():
-                continue
-            is_thing = label in (self.things or ())
-            key = len(chances[0]) + k if is_thing else label
-            before = found.get(key, (0.0, label, torch.zeros_like(inside)))
-            found[key] = (max(score, before[0]), label, before[2] | inside)
-        order = sorted(found.values(), key=lambda each: -each[0])
-        whole = torch.stack([inside for _, _, inside in order]) if order else masks.new_zeros(0, *own, dtype=torch.bool)
-        boxes = boxes_of(whole) if order else masks.new_zeros(0, 4)
-        return {
-            "boxes": boxes,
-            "labels": labels.new_tensor([label for _, label, _ in order]),
-            "scores": scores.new_tensor([score for score, _, _ in order]),
-            "masks": whole[:, None].float(),
-        }
-
-
-def boxes_of(masks: Tensor) -> Tensor:
-    """Around masks bool [n, h, w], none empty, to the far edges of their pixels: [n, 4] xyxy."""
-    sides = []
-    for along in (masks.any(1), masks.any(2)):
-        places = torch.arange(along.shape[1], device=masks.device)
-        sides.append(torch.where(along, places, along.shape[1]).amin(1))
-        sides.append(torch.where(along, places + 1, 0).amax(1))
-    left, right, top, bottom = sides
-    return torch.stack([left, top, right, bottom], 1).float()
 
 
 class Block(nn.Module):
@@ -296,51 +140,3 @@ class Block(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(v.dtype))
         x = x + self.proj(attended.transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x))
-
-
-def upscaled(E: int) -> nn.Sequential:
-    """A map twice as large: transposed convolution, GELU, depth-wise 3x3, LayerNorm over channels."""
-    return nn.Sequential(
-        nn.ConvTranspose2d(E, E, 2, stride=2),
-        nn.GELU(),
-        nn.Conv2d(E, E, 3, padding=1, groups=E, bias=False),
-        LayerNorm2d(E),
-    )
-
-
-@torch.no_grad()
-def match(logits: Tensor, masks: Tensor, labels: Tensor, truth: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and objects that belong together, int64 [n] each, at the least sum of costs (Kuhn 1955).
-
-    logits [M, K+1], masks [M, P] of P cells, labels [n], truth [n, P], counts [P].
-    """
-    cost = -COSTS["class"] * logits.softmax(-1)[:, labels]
-    cost = cost + COSTS["mask"] * pairwise_cross_entropy(masks, truth, counts)
-    cost = cost + COSTS["dice"] * pairwise_dice(masks, truth, counts)
-    rows, columns = linear_sum_assignment(cost.float().nan_to_num(1e4, 1e4, -1e4).cpu().numpy())
-    return (torch.as_tensor(each, device=logits.device) for each in (rows, columns))  # type: ignore[return-value]
-
-
-def pairwise_cross_entropy(masks: Tensor, truth: Tensor, counts: Tensor) -> Tensor:
-    """Mean over the cells that count, [M, P], [n, P] -> [M, n]."""
-    where, where_not = F.softplus(-masks) * counts, F.softplus(masks) * counts
-    return (where @ truth.mT + where_not @ (1 - truth).mT) / counts.sum().clamp(min=1)
-
-
-def pairwise_dice(masks: Tensor, truth: Tensor, counts: Tensor) -> Tensor:
-    """1 less twice the common part over the sum of both, with 1 added to each (Milletari et al. 2016): [M, n]."""
-    chances = masks.sigmoid() * counts
-    both, sum_of_both = chances @ truth.mT, chances.sum(-1)[:, None] + (truth * counts).sum(-1)
-    return 1 - (2 * both + 1) / (sum_of_both + 1)
-
-
-def cross_entropy(masks: Tensor, truth: Tensor, counts: Tensor) -> Tensor:
-    """Of pairs, [n, P] each: the mean over the cells that count, [n]."""
-    loss = F.binary_cross_entropy_with_logits(masks, truth, reduction="none")
-    return (loss * counts).sum(-1) / counts.sum().clamp(min=1)
-
-
-def dice(masks: Tensor, truth: Tensor, counts: Tensor) -> Tensor:
-    """Of pairs, [n, P] each: [n]."""
-    chances, truth = masks.sigmoid() * counts, truth * counts
-    return 1 - (2 * (chances * truth).sum(-1) + 1) / (chances.sum(-1) + truth.sum(-1) + 1)

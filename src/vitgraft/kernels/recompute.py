@@ -68,6 +68,8 @@ def recomputed(function: Function, *inputs: Tensor) -> Tensor:
     """function(*inputs); function must be cheap and give the same each time, and its inputs must be kept
     anyway, or be made by `recomputed` themselves."""
     made = function(*inputs)
+    if torch.compiler.is_compiling():  # a part that is compiled by itself; its compiler decides what is kept
+        return made
     # Backward runs outside autocast, where what was widened would come out narrow.
     if _recipes and made.requires_grad and made.dtype == inputs[0].dtype:
         recipes = _recipes[-1]

@@ -134,8 +134,7 @@ class E2VPT(Method):
     def features(self, backbone: Backbone, images: Tensor, activations: Activations) -> Features:
         found = super().features(backbone, images, activations)
         if self.pool_prompts and (extra := activations.extra.get(backbone.depth - 1)) is not None:
-            transformer: Any = backbone
-            extra = transformer.normalised(extra, self.in_effect)
+            extra = backbone.normalised(extra, self.in_effect)
             found.pooled = backbone.pool(torch.cat([activations.tokens, extra], dim=1), self.in_effect)
         return found
 

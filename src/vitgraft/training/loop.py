@@ -118,6 +118,8 @@ def train(
         )
         for batch in pictures.batches(order, epoch=epoch):
             lr = learning_rate(progress.step, steps, settings)
+            if hasattr(model.head, "share"):
+                model.head.share = progress.step / steps
             for group in optimizer.param_groups:
                 group["lr"] = lr
             batch = batch.to(fabric.device)
