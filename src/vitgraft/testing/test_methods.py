@@ -167,7 +167,8 @@ def test_bf16_stays_near_float32(variant, backbone, images):
     assert all(p.grad.isfinite().all() for p in model.trained().values())
 
 
-@every_variant
+# A form of each method, the one that adds most to the first; tracing takes seconds, and `test_exported` has the others.
+@pytest.mark.parametrize("variant", VARIANTS if TESTED else list({v[0]: v for v in VARIANTS}.values()), ids=variant_id)
 @pytest.mark.parametrize(("family", "grid"), [("cls", "wide")], indirect=True)
 def test_compiled_without_a_break(variant, backbone, images):
     torch.compiler.reset()
