@@ -14,16 +14,16 @@ import re
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import tasks as kinds
 from ..adapters import file as adapter
@@ -32,7 +32,6 @@ from ..adapters.run import Run, settings_of
 from ..backbones import Backbone
 from ..common.errors import RequestError, WorkError, near_misses
 from ..common.settings import BACKBONE_DTYPES, Settings
-from ..contacts import Contacts, side_by_side
 from ..data import BadPicture, Batch, LoadedPictures, Preprocess, open_picture
 from ..engine.answers import Answer, ask
 from ..engine.devices import kind_of, resolved_precision
@@ -41,6 +40,7 @@ from ..features import Activations
 from ..measures.prediction import Prediction
 from ..model import Model
 from ..tasks.base import Task
+from .passes import Passes, Wanted
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # of a task: a file's, an address's
 DECODERS = 4  # threads, of one request
@@ -98,19 +98,6 @@ class Question(NamedTuple):
         return next(self.entry.task.predictions([(self.batch, answer)], self.pictures, self.entry.classes))
 
 
-@dataclass(eq=False)
-class Place:
-    """One row of a pass: a picture, and the contacts that it meets: of one task, or of several that leave the backbone
-    alone."""
-
-    seen: Tensor  # [1, 3, H, W], as the backbone sees the picture
-    contacts: Contacts
-    alike: tuple[Any, ...]  # which places may share a batch
-    questions: list[int] = field(default_factory=list)
-    patches: set[int] = field(default_factory=set)
-    tapped: dict[tuple[int, bool], Tensor] = field(default_factory=dict)  # blocks' outputs in the forms asked for
-
-
 class Bank:
     """Adapters of many tasks on one backbone, each by a name; they may be added, replaced and dropped while it answers.
 
@@ -149,7 +136,6 @@ class Bank:
         self.wait = wait
         self._most_bytes = int(memory * 2**30)
         self._entries: OrderedDict[str, Entry] = OrderedDict()  # the least used first
-        self.passes: Counter[int] = Counter()  # of so many pictures, beside those that fill a batch up
         self._lock = threading.RLock()
         self._waiting: list[tuple[list[Question], Future[list[Any]]]] = []
         self._more = threading.Condition()
@@ -161,6 +147,7 @@ class Bank:
         if backbone is None or not isinstance(backbone, Backbone):
             backbone = self._loaded(backbone, given, backbone_dtype)
         self.backbone: Backbone = backbone.to(self._device, self._dtype)
+        self._passes = Passes(self.backbone, self.batch)
         for name, path in given.items():
             self.add(name, path)
         self._thread.start()
@@ -242,7 +229,7 @@ class Bank:
             settings,
             task.answer(settings, preprocess),
             not model.method.crosses_backbone,
-            self._alike(model.method.contacts),
+            self._passes.alike(model.method.contacts),
             sum(t.numel() * t.element_size() for t in model.state().values()),
             file.stat().st_size,
             model,
@@ -436,11 +423,16 @@ class Bank:
                     began = time.perf_counter()
                     answers[k] = q.entry.ask(models[k], images[id(q.batch)][1], None, q.batch.sizes)
                     self._count(q.entry, began)
-            for places in self._passes(questions, models, images):
-                for place, found in self._pass(places):
+            wanted = (
+                Wanted(k, id(q.batch), images[id(q.batch)][1], models[k], q.entry.detached, q.entry.alike)
+                for k, q in enumerate(questions)
+                if q.entry.ask is ask
+            )
+            for places in self._passes.of(wanted):
+                for place, found in self._passes.take(places):
                     for k in place.questions:
                         q, model = questions[k], models[k]
-                        own = self._own(found, model, place)
+                        own = self._passes.own(found, model, place)
                         work = partial(self._finished, q, model, images[id(q.batch)][1], own)
                         answers[k] = self._workers.begun(work) if self._small(model) else work()
         return [answer.result() if isinstance(answer, Future) else answer for answer in answers]
@@ -469,70 +461,10 @@ class Bank:
         entry.asked += 1
         entry.seconds += time.perf_counter() - began
 
-    def _passes(
-        self, questions: Sequence[Question], models: Sequence[Model], images: Mapping[int, tuple[Batch, Tensor]]
-    ) -> Iterator[list[Place]]:
-        """The places of all questions, in full batches of one shape."""
-        shared: dict[Any, Place] = {}
-        groups: dict[Any, list[Place]] = {}
-        for k, (q, model) in enumerate(zip(questions, models, strict=True)):
-            if q.entry.ask is not ask:
-                continue
-            dense = bool(model.head.levels)
-            key = (id(q.batch), dense) if q.entry.detached else k
-            if (place := shared.get(key)) is None:
-                place = shared[key] = Place(model.seen(images[id(q.batch)][1]), Contacts(), q.entry.alike)
-                groups.setdefault((place.seen.shape[-2:], place.alike), []).append(place)
-            if q.entry.detached:
-                place.contacts.taps |= model.method.contacts.taps
-            else:
-                place.contacts = model.method.contacts
-            place.questions.append(k)
-            place.patches |= {*model.patches}
-        for (shape, _), places in groups.items():
-            rows = self._rows(shape)
-            for first in range(0, len(places), rows):
-                yield places[first : first + rows]
-
-    def _rows(self, shape: Sequence[int]) -> int:
-        """How many pictures of a shape pass at once: fewer, where they are larger than the backbone's own."""
-        H, W = self.backbone.native.size
-        return max(1, min(self.batch, self.batch * H * W // (shape[0] * shape[1])))
-
-    def _alike(self, contacts: Contacts) -> tuple[Any, ...]:
-        """What places must have in common to share a batch: the numbers of extra tokens, keys and values. A method that
-        trains tensors which no layer of its own reads (a position embedding) shares with none but its own."""
-        layers = {name.rpartition(".")[0] for name in contacts.own("")}
-        plain = all(isinstance(self.backbone.vit.get_submodule(path), (nn.Linear, nn.LayerNorm)) for path in layers)
-        tokens = tuple((first, make(1).shape[1], last) for first, (make, last) in sorted(contacts.tokens.items()))
-        prefixes = tuple((path, make()[0].shape[1]) for path, make in sorted(contacts.prefixes.items()))
-        return (tokens + prefixes, None if plain else object())
-
-    def _pass(self, places: list[Place]) -> Iterator[tuple[Place, Activations]]:
-        """Each place with what the backbone makes of it. The batch is filled up with the last one."""
-        rows = self._rows(places[0].seen.shape[-2:])
-        filled = places + [places[-1]] * (rows - len(places))
-        seen = torch.cat([place.seen for place in filled])
-        alone = places[0].alike[1] is not None
-        contacts = places[0].contacts if alone else side_by_side([place.contacts for place in filled])
-        asked = sorted({i for place in places for i in place.patches})
-        found = self.backbone(seen, contacts, patches=asked)
-        self.passes[len(places)] += 1
-        for k, place in enumerate(places):
-            each = found.map(_row(k))
-            each.patches = [of for i, of in zip(asked, each.patches, strict=True) if i in place.patches]
-            yield place, each
-
-    def _own(self, found: Activations, model: Model, place: Place) -> Activations:
-        """Of what a pass gave for one picture the part that a model asked for, in its form."""
-        raw = place.alike[1] is None
-        taps = {}
-        for i, form in model.method.contacts.taps.items():
-            if (i, form) not in place.tapped:
-                place.tapped[i, form] = self.backbone.tapped(found.taps[i], raw and form)
-            taps[i] = place.tapped[i, form]
-        order = sorted(place.patches)
-        return replace(found, taps=taps, patches=[found.patches[order.index(i)] for i in model.patches])
+    @property
+    def passes(self) -> Counter[int]:
+        """How many passes there were, by the number of pictures in them."""
+        return self._passes.taken
 
     def header(self, name: str) -> Mapping[str, Any]:
         """What a task's adapter says of itself."""
@@ -562,7 +494,3 @@ class Bank:
 
     def __repr__(self) -> str:
         return f"<Bank of {len(self)} tasks on {self.backbone.name}>"
-
-
-def _row(k: int) -> Callable[[Tensor], Tensor]:
-    return lambda t: t[k : k + 1]
