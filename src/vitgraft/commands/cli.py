@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..common import plugins
+from ..common import plugins, recipes
 from ..common.errors import RequestError, VitgraftError, near_misses
 from ..common.settings import METHOD
 from . import config
@@ -84,7 +84,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _method_of(given: argparse.Namespace) -> str:
-    """The method of a fit that names none: that of the run that it starts from, or its task's."""
+    """The method of a fit that names none: that of the run that it starts from, of its recipe, or its task's."""
     from .. import tasks
     from ..adapters.run import Run
     from ..data.recognise import recognise
@@ -92,7 +92,10 @@ def _method_of(given: argparse.Namespace) -> str:
     if (start := getattr(given, "start", None)) is not None:
         return str(Run(start).result["method"])
     try:
-        return tasks.find(given.task or recognise(given.data)).method
+        task = tasks.find(given.task or recognise(given.data))
+        if (recipe := getattr(given, "recipe", None)) is not None:
+            return recipes.find(recipe, task.name()).method
+        return task.method
     except RequestError:  # of the data or the task: the fit itself will say it
         return METHOD
 

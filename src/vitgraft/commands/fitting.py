@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
+from ..common.recipes import RECIPES
 from ..common.settings import BACKBONE, DENSE, DENSE_METHOD, METHOD, WHOLE, Settings
 from ..heads import HEADS
 from . import config
@@ -34,6 +35,10 @@ def add_fit(add: Callable[..., argparse.ArgumentParser], method: type[Method] | 
         "--start",
         metavar="RUN",
         help="a finished run to begin with; task, method, head, backbone and size of pictures are its own",
+    )
+    command.add_argument(
+        "--recipe",
+        help=f"method and options by how much time there is: {', '.join(RECIPES)}; any may be given beside it",
     )
     command.add_argument("--out", "-o", required=True, metavar="RUN", help="folder to make")
     command.add_argument("--task", default=None, help=f"{', '.join((*WHOLE, *DENSE))}; default: what DATA is for")

@@ -17,6 +17,7 @@ from .. import __version__
 from ..adapters import file as adapter
 from ..adapters.run import Run
 from ..backbones import Backbone
+from ..common import recipes
 from ..common.console import Console, first_process
 from ..common.errors import RequestError
 from ..common.files import check_folder, make_folder, read_json, write_bytes, write_json
@@ -48,6 +49,7 @@ def fit(
     backbone: str | Backbone | None = None,
     start: str | Path | None = None,
     task: str | None = None,
+    recipe: str | None = None,
     head: str | None = None,
     head_options: Mapping[str, Any] | None = None,
     resume: bool = False,
@@ -63,8 +65,9 @@ def fit(
     given. backbone: a timm name, a local file, or a loaded Backbone, which several runs may share; ViT-B/16 unless
     given. start: a finished run to begin with, from which comes what is not given: task, method, head, backbone, the
     size of pictures. Of other classes the layers are new; a linear probe may start any method. task: what the data are
-    arranged for, unless given. head: one of the task's, its first unless given, with its own options. resume: continue
-    a fit that was stopped (or start, if none was). options: fields of `Settings` and arguments of the method.
+    arranged for, unless given. recipe: method and options by how much time there is (`common.recipes`), any of
+    which may be given beside it. head: one of the task's, its first unless given, with its own options. resume:
+    continue a fit that was stopped (or start, if none was). options: fields of `Settings` and arguments of the method.
     """
     out = Path(out)
     if not isinstance(root, (str, Path)):
@@ -76,6 +79,7 @@ def fit(
         backbone=backbone,
         start=start,
         task=task,
+        recipe=recipe,
         head=head,
         head_options=head_options,
         **options,
@@ -97,6 +101,9 @@ def fit(
         if isinstance(backbone, str):
             backbone = Backbone.load(backbone, say=console.line)
         backbone.keep_in(settings.backbone_dtype)
+        if recipe is not None:
+            chosen = recipes.find(recipe, kind.name())
+            console.line(f"recipe    {recipe}: {chosen.words}; {chosen.why}")
         console.line(f"backbone  {backbone.name}, from {backbone.source}")
         console.line(f"pictures  {found.root}: {found.layout}")
         notes = [*found.notes, *audit.odd(found)]
@@ -145,6 +152,7 @@ def fit(
             console,
             notes,
             started,
+            recipe,
         ).run()
 
 
@@ -166,11 +174,12 @@ class _Fitting:
         console: Console,
         notes: list[str],
         started: dict[str, Any] | None,
+        recipe: str | None,
     ) -> None:
         self.head_options = head_options
         self.out, self.asked, self.settings, self.task, self.found = out, asked, settings, task, found
         self.model, self.preprocess, self.fabric, self.console = model, preprocess, fabric, console
-        self.skipped, self.notes, self.started = 0, notes, started
+        self.skipped, self.notes, self.started, self.recipe = 0, notes, started, recipe
         self.counts: dict[str, Any] = {}  # by split and class
         self.examples: list[tuple[str, str]] = []  # of each class: its name, and a picture of it
         self.train_pictures = self._decode(settings.train_split, skip_bad, training=True)
@@ -304,11 +313,12 @@ class _Fitting:
         backbone, settings = self.model.backbone, self.settings
         counts = cost.parameters(self.model)
         named = {key: getattr(backbone, key) for key in ("name", "source", "license", "fingerprint")}
-        protocol = {
+        protocol: dict[str, Any] = {
             **asdict(settings),
             "precision": resolved_precision(settings.precision, settings.device),
             "epoch_reported": "last",
             **({"start": self.started} if self.started else {}),
+            **({"recipe": self.recipe} if self.recipe else {}),
         }
         protocol["image_size"] = list(self.preprocess.size)
         versions = {

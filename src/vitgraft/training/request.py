@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import heads, methods, tasks
 from ..backbones import Backbone
+from ..common import recipes
 from ..common.errors import RequestError, near_misses
 from ..common.settings import BACKBONE, Settings
 from ..data.recognise import recognise
@@ -29,6 +30,7 @@ class Request:
     backbone: str | Backbone
     settings: Settings
     start: Start | None = None
+    recipe: str | None = None
 
     def told(self) -> dict[str, Any]:
         """The options of `fit` that ask for this, by name: what `--config` reads."""
@@ -52,6 +54,7 @@ def settle(
     backbone: str | Backbone | None = None,
     start: str | Path | None = None,
     task: str | None = None,
+    recipe: str | None = None,
     head: str | None = None,
     head_options: Mapping[str, Any] | None = None,
     **options: Any,
@@ -64,10 +67,20 @@ def settle(
         task, method, head, backbone = begun.task, method or begun.method, begun.head, backbone or begun.backbone
         head_options, options = {**begun.head_options, **(head_options or {})}, {**begun.options, **options}
     kind = tasks.find(task or recognise(root))
+    if recipe is not None:
+        chosen = recipes.find(recipe, kind.name())
+        if method not in (None, chosen.method):
+            raise RequestError(
+                f"The recipe {recipe} is one of the method {chosen.method}, but {method} was asked for as well"
+                f"{' by the run to start from' if begun else ''}: leave one of the two out."
+            )
+        method, options = chosen.method, {**chosen.options, **options}
     method, head = method or kind.method, head or heads.names(kind.name())[0]
     dense = heads.find(kind.name(), head).levels > 0
     settings, arguments = sort_options(kind, method, dense, options)
-    return Request(root, kind, method, arguments, head, dict(head_options or {}), backbone or BACKBONE, settings, begun)
+    return Request(
+        root, kind, method, arguments, head, dict(head_options or {}), backbone or BACKBONE, settings, begun, recipe
+    )
 
 
 def sort_options(task: Task, method: str, dense: bool, options: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
