@@ -100,6 +100,12 @@ class Settings:
         "in the loss: none, balanced (every class counts alike, however rare), or root (halfway)",
         ("classify", "segment"),
     )
+    sampling: str = _option(
+        "none",
+        "how often a training picture comes: none, once in each epoch; balanced, by the rarest class in it, so that "
+        "every class comes alike; or root (halfway)",
+        tuple(task for task in (*WHOLE, *DENSE) if task != "regress"),
+    )
     jitter: tuple[float, float] | None = _option(
         None, "least and most of a training picture's random scale (default: 0.5 2)", DENSE
     )
@@ -168,7 +174,12 @@ class Settings:
                 f"The learning rate is {self.lr}, but must be above 0 and at most 1e6: give for example 1e-3."
             )
         named = {"precision": PRECISIONS, "normalisation": NORMALISATIONS, "augmentation": AUGMENTATIONS}
-        named |= {"head_start": HEAD_STARTS, "class_weights": CLASS_WEIGHTS, "backbone_dtype": BACKBONE_DTYPES}
+        named |= {
+            "head_start": HEAD_STARTS,
+            "class_weights": CLASS_WEIGHTS,
+            "sampling": CLASS_WEIGHTS,
+            "backbone_dtype": BACKBONE_DTYPES,
+        }
         for name, known in named.items():
             if (value := getattr(self, name)) not in known:
                 raise RequestError(

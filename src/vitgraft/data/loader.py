@@ -251,8 +251,18 @@ def _bad_pictures(split: Split, bad: list[tuple[Path, str]], most: int = 5) -> s
     )
 
 
-def epoch_batches(n: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[int]]:
-    """The batches of one epoch of training, as indices 0..n-1: this process's share of each.
+def epoch_batches(
+    n: int,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    world: int = 1,
+    shares: Sequence[float] | None = None,
+) -> list[list[int]]:
+    """The batches of one epoch of training, as indices 0..n-1: this process's share of each. With shares, [n], n
+    pictures are drawn by them, some more than once; without, each comes once.
 
     The order depends on (seed, epoch) alone and every rank cuts the same one, so that the ranks' k-th batches together
     are the k-th batch of a single process. The last incomplete batch is dropped; fewer pictures than `batch_size` make
@@ -267,8 +277,11 @@ def epoch_batches(n: int, batch_size: int, *, seed: int, epoch: int, rank: int =
         raise RequestError(
             f"{world} devices were asked for, but there are {n} pictures to share; take at most {n} devices"
         )
-    order = list(range(n))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
+    order, draw = list(range(n)), random.Random(f"{seed}/{epoch}")
+    if shares is None or not n:
+        draw.shuffle(order)
+    else:
+        order = draw.choices(order, shares, k=n)
     size = max(min(batch_size, n), 1)
     return [order[start : start + size][rank::world] for start in range(0, n - size + 1, size)]
 

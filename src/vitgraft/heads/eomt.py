@@ -62,8 +62,8 @@ class EoMT(QueryMasks):
             sure=sure,
             overlap=overlap,
         )
-        # Small, since the blocks are frozen: behind LayerScale what they add is of size 0.1, which queries of size 1, as
-        # the authors draw them, would drown.
+        # Small, since the blocks are frozen: behind LayerScale what they add is of size 0.1, which queries of size 1,
+        # as the authors draw them, would drown.
         nn.init.normal_(self.queries, std=0.02)
         self.blocks = blocks
         self.share = 0.0  # of a fit that is done; a loop tells it

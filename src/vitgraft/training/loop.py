@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from ..common.errors import RequestError, WorkError
-from ..common.settings import Settings
+from ..common.settings import CLASS_WEIGHTS, Settings
 from ..contacts import InTraining
 from ..data import Preprocess, epoch_batches
 from ..data.batch import Batch, LoadedPictures
@@ -96,6 +96,7 @@ def train(
             checkpoint.save(model, optimizer, average, progress)
     store = activation_store(model, pictures, preprocess, settings, fabric)
     share, first = settings.batch_size // world, progress.epoch
+    shares = pictures.shown.shares(power) if (power := CLASS_WEIGHTS[settings.sampling]) else None
 
     def images_of(batch: Batch) -> Tensor:
         return preprocess.normalise(batch.to(fabric.device).pixels).to(dtype)
@@ -114,7 +115,7 @@ def train(
         losses: list[Tensor] = []  # of the global batch
         checked = 0
         order = epoch_batches(
-            len(pictures), settings.batch_size, seed=settings.seed, epoch=epoch, rank=rank, world=world
+            len(pictures), settings.batch_size, seed=settings.seed, epoch=epoch, rank=rank, world=world, shares=shares
         )
         for batch in pictures.batches(order, epoch=epoch):
             lr = learning_rate(progress.step, steps, settings)
