@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..common.errors import RequestError
 from ..contacts import Contacts
@@ -62,9 +62,6 @@ class EoMT(QueryMasks):
             sure=sure,
             overlap=overlap,
         )
-        # Small, since the blocks are frozen: behind LayerScale what they add is of size 0.1, which queries of size 1,
-        # as the authors draw them, would drown.
-        nn.init.normal_(self.queries, std=0.02)
         self.blocks = blocks
         self.share = 0.0  # of a fit that is done; a loop tells it
         self._so_far: list[tuple[Tensor, Tensor]] = []  # predictions of the pass under way
