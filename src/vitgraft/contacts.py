@@ -61,10 +61,10 @@ class InTraining:
     drop_path: the rate at the last block, growing linearly from 0 at the first; inside the backbone only where
     something trains there: otherwise its pass is a function of the picture alone. noise: the deviation of the factors,
     of mean 1, by which channels are multiplied of what changed layers, branches and modules in the stream add; a
-    factor for each picture and channel, largest at the second block, none at the first (PACE, Ni et al. 2024,
-    arXiv 2409.17137). copies: how often the batch holds each picture, the whole batch one time after the other; they
-    share what is dropped. gradient_checkpointing: backward computes each block once more: those of a side network, and
-    the backbone's own where something trains inside it.
+    factor for each channel and picture, in a Swin's attention each window, largest at the second block, none at the
+    first (PACE, Ni et al. 2024, arXiv 2409.17137). copies: how often the batch holds each picture, the whole batch one
+    time after the other; they share what is dropped. gradient_checkpointing: backward computes each block once more:
+    those of a side network, and the backbone's own where something trains inside it.
     """
 
     drop_path: float = 0.0

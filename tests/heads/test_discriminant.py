@@ -5,11 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers_cli import adapter_of, call, fit_words, result_of
+from helpers_cli import adapter_of, call, fit, fit_words, result_of
 
+from vitgraft.common.errors import RequestError
+from vitgraft.common.settings import Settings
 from vitgraft.heads import discriminant as module
 from vitgraft.heads.classify import Classify
 from vitgraft.heads.discriminant import discriminant
+from vitgraft.model import build
+from vitgraft.testing.backbones import random_backbone
+from vitgraft.training.loop import take_settings
 
 
 def classes_of(n=90, D=12, K=3, apart=1.0, seed=0):
@@ -78,5 +83,13 @@ def test_a_fit_begins_there(method, ground, tmp_path):
     assert result_of(tmp_path / "a")["value"] > 0.6
 
 
-def test_what_cannot_be_is_refused(refused_fit):
-    refused_fit("--head-start zero", ["There is no head_start 'zero'", "random, lda"])
+def test_what_cannot_be_is_refused(ground, tmp_path, refused):
+    zero = refused(*fit_words(ground, tmp_path / "run", "--head-start", "zero"))
+    assert "There is no head_start 'zero': there are random, lda" in zero
+    done = fit(ground, tmp_path / "done", "--method", "linear", "--epochs", 1)
+    both = refused(*fit_words(ground, tmp_path / "run", "--start", done, "--head-start", "lda"))
+    assert "has that run's head, but head_start lda was asked for" in both
+    other = build(random_backbone(), "linear", classes=3)
+    other.head = torch.nn.Identity()
+    with pytest.raises(RequestError, match="head_start lda is for a head that is one linear layer"):
+        take_settings(other, Settings(head_start="lda"))

@@ -42,8 +42,14 @@ def optimiser(trained: dict[str, nn.Parameter], settings: Settings) -> torch.opt
 
 
 def take_settings(model: Model, settings: Settings) -> None:
-    """What the model does in training only, as the settings have it. RequestError for noise that nothing takes."""
+    """What the model does in training only, as the settings have it. RequestError for noise that nothing takes, and for
+    a head that cannot begin as it should."""
     contacts = model.method.contacts
+    if settings.head_start == "lda" and not hasattr(model.head, "take"):
+        raise RequestError(
+            "head_start lda is for a head that is one linear layer, but this one is another: leave it out, or take the "
+            "head linear."
+        )
     if settings.noise and not contacts.takes_noise:
         raise RequestError(
             f"{model.method.name()} adds nothing to the backbone's layers that noise {settings.noise:g} could be put "
@@ -96,7 +102,7 @@ def train(
             checkpoint.save(model, optimizer, average, progress)
     store = activation_store(model, pictures, preprocess, settings, fabric)
     share, first = settings.batch_size // world, progress.epoch
-    shares = pictures.shown.shares(power) if (power := CLASS_WEIGHTS[settings.sampling]) else None
+    often = pictures.shown.shares(power) if (power := CLASS_WEIGHTS[settings.sampling]) else None
 
     def images_of(batch: Batch) -> Tensor:
         return preprocess.normalise(batch.to(fabric.device).pixels).to(dtype)
@@ -115,7 +121,7 @@ def train(
         losses: list[Tensor] = []  # of the global batch
         checked = 0
         order = epoch_batches(
-            len(pictures), settings.batch_size, seed=settings.seed, epoch=epoch, rank=rank, world=world, shares=shares
+            len(pictures), settings.batch_size, seed=settings.seed, epoch=epoch, rank=rank, world=world, shares=often
         )
         for batch in pictures.batches(order, epoch=epoch):
             lr = learning_rate(progress.step, steps, settings)

@@ -64,6 +64,11 @@ def settle(
     if start is not None:
         begun = Start(start)
         begun.check(task=task, method=method, head=head)
+        if options.get("head_start", "random") != "random":
+            raise RequestError(
+                f"A fit that starts from {start} has that run's head, but head_start {options['head_start']} was asked "
+                "for: leave one of the two out."
+            )
         task, method, head, backbone = begun.task, method or begun.method, begun.head, backbone or begun.backbone
         head_options, options = {**begun.head_options, **(head_options or {})}, {**begun.options, **options}
     kind = tasks.find(task or recognise(root))
