@@ -6,7 +6,6 @@ import io
 import os
 import signal
 import threading
-import time
 
 import httpx
 import numpy as np
@@ -382,7 +381,12 @@ def test_told_to_stop_it_answers_what_it_took(process):
     ]
     for thread in asked:
         thread.start()
-    time.sleep(0.15)
+
+    def taken():
+        health = httpx.get(f"{address}/health").json()
+        return len(answers) + health["waiting"] / (8 * health["tasks"]) >= 3
+
+    wait_for(taken)
     os.kill(running.process.pid, signal.SIGTERM)
     for thread in asked:
         thread.join()
