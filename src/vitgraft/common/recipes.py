@@ -44,8 +44,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     "best": {
         "whole": Recipe(
             "hst+lora",
-            "a side network that reads a backbone which LoRA adapts; pictures are mirrored half of the time: give "
-            "augmentation none where left and right matter",
+            "a side network that reads a backbone which LoRA adapts, level with LoRA alone or ahead of it on three "
+            "sets; pictures are mirrored half of the time: give augmentation none where left and right matter",
             {"epochs": 40, "augmentation": "flip"},
         ),
         "dense": Recipe("lora", "level with hst+lora on the mean of four sets, at 0.8 of the time of a step"),
