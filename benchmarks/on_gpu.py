@@ -88,7 +88,6 @@ def main(words: list[str] | None = None) -> None:
 def _write(given: argparse.Namespace, found: dict[str, Any]) -> None:
     """The record so far, in the place of the last one."""
     if given.json is not None:
-        given.json.unlink(missing_ok=True)
         kept = {name: value for name, value in vars(given).items() if name not in ("until", "sets", "out", "backbone")}
         measure.write(argparse.Namespace(**kept, sets=[path.name for path in given.sets]), **found)
 
@@ -151,11 +150,11 @@ def steps(given: argparse.Namespace) -> dict[str, Any]:
     seconds = _steps(given, ("full", *STEPS), torchs_norms=True)
     print(step_time.table(seconds, ["full"]))
     test = sum(task.sizes["test"] for task in find("vtab-1k").tasks)
-    minutes = {
-        name: (19 * EPOCHS * (1000 // given.batch_size) * statistics.median(of) + test / given.batch_size * full) / 60
-        for full in [statistics.median(seconds["full"]) / 3]  # a pass without gradients is a third of a step
-        for name, of in seconds.items()
-    }
+    passes = (
+        test / given.batch_size * statistics.median(seconds["full"]) / 3
+    )  # one without gradients: a third of a step
+    trained = 19 * EPOCHS * (1000 // given.batch_size)  # steps
+    minutes = {name: (trained * statistics.median(of) + passes) / 60 for name, of in seconds.items()}
     print(f"VTAB-1k, minutes a method and seed: {', '.join(f'{name} {of:.1f}' for name, of in minutes.items())}")
     return {"steps": seconds, "vtab minutes": minutes}
 
@@ -213,7 +212,7 @@ def fits(given: argparse.Namespace) -> dict[str, Any]:
     values: dict[str, float] = {}
     for folder in given.sets:
         for method in FITS:
-            if time.monotonic() > given.until - 30:
+            if time.monotonic() > given.until - PARTS["fits"].seconds:
                 return {"values": values, "stopped": f"before {method} on {folder.name}"}
             run = fit(
                 folder,

@@ -151,10 +151,12 @@ class Settings:
                 words = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
                 raise RequestError(f"{setting.name} is {value!r}, but must be {words}: give another value.")
         least = dict.fromkeys(
-            ("workers", "views", "weight_decay", "memory", "cache_size", "neck_blocks", "neck_width", "clip", "noise"),
+            (
+                *("workers", "views", "weight_decay", "memory", "cache_size", "neck_blocks", "neck_width", "clip"),
+                *("noise", "consistency"),
+            ),
             0,
         )
-        least["consistency"] = 0
         least |= dict.fromkeys(("epochs", "batch_size", "devices"), 1)
         for name, low in least.items():
             if not low <= getattr(self, name) < math.inf:

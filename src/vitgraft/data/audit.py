@@ -39,8 +39,8 @@ class Shown:
     def shares(self, power: float) -> list[float]:
         """How often each picture is to be drawn, relative to others: by the rarest class that it shows, once over the
         share of pictures that show that class, to a power. At 1 classes of one picture each come alike, at 0.5 it is
-        the repeat factor of LVIS (Gupta et al. 2019, arXiv 1908.03195). A picture of no class is drawn as one of the
-        commonest."""
+        the repeat factor of LVIS without its threshold (Gupta et al. 2019, arXiv 1908.03195). A picture of no class is
+        drawn as one of the commonest."""
         n = len(self.each)
         of = [(n / max(pictures, 1)) ** power for pictures in self.pictures]
         common = min((share for share, pictures in zip(of, self.pictures, strict=True) if pictures), default=1.0)

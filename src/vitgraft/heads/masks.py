@@ -28,8 +28,7 @@ NOTHING = 0.1  # weight of a query that is no object's, in the cross entropy
 class QueryMasks(nn.Module):
     """M queries of width E; a head says how they come to know the picture.
 
-    queries: M, more than a picture has objects or classes. masking: in training a query sees, by chance in this share
-    of all cases, no more than the patches of its mask so far. score_threshold, detections (per picture): what is
+    queries: M, more than a picture has objects or classes. score_threshold, detections (per picture): what is
     predicted of instances. things: where every pixel is to be told its class and its object, the labels of the classes
     that are countable; segments are then what is predicted, of which no two share a pixel, from queries of a chance of
     `sure`, which keep `overlap` of their mask against the others (Mask2Former: 0.8 both).
