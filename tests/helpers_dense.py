@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from vitgraft.data.augment import Augment
+from vitgraft.data.batch import Batch
+from vitgraft.data.dense import DensePictures
 from vitgraft.data.preprocess import Preprocess
-from vitgraft.data.recognise import survey
+from vitgraft.data.recognise import read_dense, survey
 from vitgraft.data.truth import Problem
 
 CANVAS = Preprocess(size=(64, 96), mean=(0.5, 0.25, 0.75), std=(0.5, 0.5, 0.5))
@@ -137,3 +142,22 @@ def panoptic_set(root, splits=("train2017", "val2017"), change=lambda content: c
         content = change({"images": images, "annotations": annotations, "categories": CATEGORIES})
         (root / "annotations" / f"panoptic_{split}.json").write_text(json.dumps(content))
     return root
+
+
+def pictures(root: Path, task: str, split: str = "train", **options: object) -> DensePictures:
+    data = read_dense(root, task)
+    arguments = {"workers": 0, "augment": Augment(seed=3)} | options
+    return DensePictures(data.split(split), CANVAS, task=task, classes=len(data.classes), **arguments)  # type: ignore[arg-type]
+
+
+def tensors(batch: Batch) -> Iterator[torch.Tensor]:
+    yield batch.pixels
+    yield batch.indices
+    yield torch.tensor(batch.sizes)
+    for target in batch.targets:
+        yield from target.values() if isinstance(target, dict) else [target]
+
+
+def same(one: list[Batch], other: list[Batch]) -> bool:
+    pairs = [list(zip(tensors(a), tensors(b), strict=True)) for a, b in zip(one, other, strict=True)]
+    return all(a.shape == b.shape and torch.equal(a, b) for pair in pairs for a, b in pair)

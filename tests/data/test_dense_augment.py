@@ -14,7 +14,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from vitgraft.common.errors import RequestError
-from vitgraft.data.augment import Augment, View, evaluation_view, fitted, prepared
+from vitgraft.data.augment import Augment, View, evaluation_view, fitted
+from vitgraft.data.mixed import drawn as augmented
 from vitgraft.data.objects import Objects
 from vitgraft.data.segmentations import sample
 
@@ -234,7 +235,8 @@ def test_colours_change_by_chance_and_can_be_left() -> None:
 def test_the_padding_keeps_its_colour() -> None:
     image = Image.fromarray(np.full((40, 60, 3), 200, np.uint8))
     for key in range(10):
-        pixels, (h, w), _ = prepared(image, objects((40, 60)), CANVAS, False, Augment(jitter=(0.4, 0.6)), str(key))
+        opened = lambda index: (image, objects((40, 60)))  # noqa: E731
+        pixels, (h, w), _ = augmented(opened, 0, 1, Augment(jitter=(0.4, 0.6)), CANVAS, False, str(key))
         assert h < 64
         assert w < 96
         for part in (pixels[:, h:], pixels[:, :, w:]):
@@ -247,7 +249,7 @@ def test_drawn_by_seed_and_key_alone(tmp_path: Path) -> None:
 
     def drawn(seed: int, key: str) -> torch.Tensor:
         state = torch.get_rng_state()
-        pixels, _, target = prepared(image, truth, CANVAS, True, Augment(seed=seed), key)
+        pixels, _, target = augmented(lambda index: (image, truth), 0, 1, Augment(seed=seed), CANVAS, True, key)
         assert torch.equal(torch.get_rng_state(), state)
         return torch.cat([pixels.flatten(), target["boxes"].flatten()])
 

@@ -3,42 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers_dense import CANVAS, annotation, coco, index_mask, noise, object_set, segment_set, shared
+from helpers_dense import (
+    CANVAS,
+    annotation,
+    coco,
+    index_mask,
+    noise,
+    object_set,
+    pictures,
+    same,
+    segment_set,
+    shared,
+)
 from PIL import Image
 
 from vitgraft.common.errors import RequestError, WorkError
 from vitgraft.data.augment import Augment
-from vitgraft.data.batch import Batch
 from vitgraft.data.dense import DensePictures
 from vitgraft.data.objects import Objects
 from vitgraft.data.preprocess import Preprocess
 from vitgraft.data.recognise import read_dense
 from vitgraft.data.truth import Coding, DenseSplit
-
-
-def pictures(root: Path, task: str, split: str = "train", **options: object) -> DensePictures:
-    data = read_dense(root, task)
-    arguments = {"workers": 0, "augment": Augment(seed=3)} | options
-    return DensePictures(data.split(split), CANVAS, task=task, classes=len(data.classes), **arguments)  # type: ignore[arg-type]
-
-
-def tensors(batch: Batch) -> Iterator[torch.Tensor]:
-    yield batch.pixels
-    yield batch.indices
-    yield torch.tensor(batch.sizes)
-    for target in batch.targets:
-        yield from target.values() if isinstance(target, dict) else [target]
-
-
-def same(one: list[Batch], other: list[Batch]) -> bool:
-    pairs = [list(zip(tensors(a), tensors(b), strict=True)) for a, b in zip(one, other, strict=True)]
-    return all(a.shape == b.shape and torch.equal(a, b) for pair in pairs for a, b in pair)
 
 
 def test_batches_of_masks(tmp_path: Path) -> None:

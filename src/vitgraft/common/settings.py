@@ -109,6 +109,12 @@ class Settings:
     jitter: tuple[float, float] | None = _option(
         None, "least and most of a training picture's random scale (default: 0.5 2)", DENSE
     )
+    mosaic: float = _option(
+        0.0, "share of training pictures that are made of crops of four", ("segment", "detect", "instance")
+    )
+    paste: float = _option(
+        0.0, "share of training pictures into which objects of another one are pasted", ("instance",)
+    )
     neck_blocks: int = _option(
         0,
         "blocks that maps are made of, where the head needs more maps than the method makes; 0: 4 where gradients stay "
@@ -171,6 +177,9 @@ class Settings:
         for name in ("warmup", "drop_path", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise RequestError(f"{name} is {getattr(self, name)}, but is a share: give 0 or more, and less than 1.")
+        for name in ("mosaic", "paste"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RequestError(f"{name} is {getattr(self, name)}, but is a share of the pictures: give 0 to 1.")
         if not 0 < self.lr <= 1e6:
             raise RequestError(
                 f"The learning rate is {self.lr}, but must be above 0 and at most 1e6: give for example 1e-3."

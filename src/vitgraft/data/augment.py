@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from random import Random
 from typing import Any
 
@@ -26,6 +25,8 @@ STRIDE = 32  # sides of a batch are multiples of it
 ONE_CLASS = 0.75  # a crop of which one class takes more than this is drawn again (as mmsegmentation's recipes do) ...
 TRIES = 10  # ... so many times
 Truth = np.ndarray | Objects
+# Pixels uint8 [3, H, W], (h, w) inside the padding, and the target: a mask uint8 [H, W], or what `View.objects` gives.
+Seen = tuple[Tensor, tuple[int, int], Any]
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,23 @@ class View:
         left = found["masks"].flatten(1).amax(1) > 0
         found = {key: value[left] for key, value in found.items()}
         shorter = (extent < before - 1e-3).any(1)[seen][left]
-        found["boxes"][shorter] = _boxes_of(found["masks"][shorter])
+        found["boxes"][shorter] = boxes_of(found["masks"][shorter])
         return found
 
+    def seen(
+        self,
+        image: Image.Image,
+        truth: Truth,
+        preprocess: Preprocess,
+        masks: bool,
+        colours: Callable[[Tensor], Tensor] | None = None,
+    ) -> Seen:
+        """A picture and its truth at the file's size, together; `masks`: whether objects have masks in the target."""
+        target = self.objects(truth, masks) if isinstance(truth, Objects) else self.mask(truth)
+        return self.picture(image, preprocess, colours), self.size, target
 
-def _boxes_of(masks: Tensor) -> Tensor:
+
+def boxes_of(masks: Tensor) -> Tensor:
     """uint8 [n, H, W], none of them empty -> float32 [n, 4] xyxy around the pixels."""
     sides = []
     for along in (1, 2):  # what is left when the rows are joined are columns: x
@@ -144,12 +157,16 @@ class Augment:
             published ADE20K recipes.
         flip: probability of a mirrored picture.
         photometric: whether brightness, contrast, saturation and hue change, in torchvision's ranges for SSD.
+        mosaic: probability of a picture made of crops of four.
+        paste: probability that objects of another picture, which have masks, are pasted into a picture.
         seed: of everything that is drawn, with the epoch and the picture's index.
     """
 
     jitter: tuple[float, float] = (0.5, 2.0)
     flip: float = 0.5
     photometric: bool = True
+    mosaic: float = 0.0
+    paste: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -157,14 +174,18 @@ class Augment:
             raise RequestError(
                 f"scale jitter {self.jitter} was asked for, but it is (least, most) above 0; give such two"
             )
-        if not 0 <= self.flip <= 1:
-            raise RequestError(f"a flip of {self.flip} was asked for, but it is a probability; give 0 to 1")
+        for name in ("flip", "mosaic", "paste"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise RequestError(f"a {name} of {value} was asked for, but it is a probability; give 0 to 1")
 
-    def view(self, truth: Truth, canvas: tuple[int, int], random: Random) -> View:
+    def view(
+        self, truth: Truth, canvas: tuple[int, int], random: Random, part_of: tuple[int, int] | None = None
+    ) -> View:
         """A view on a picture with this truth, at its file's size. A crop keeps an object, if there are any; of a mask
-        it avoids that one class takes nearly all."""
+        it avoids that one class takes nearly all. Where the canvas is a `part_of` another, what is shown is as large as
+        it would be on that one."""
         file = truth.size if isinstance(truth, Objects) else (truth.shape[0], truth.shape[1])
-        resized = fitted(file, canvas, random.uniform(*self.jitter))
+        resized = fitted(file, part_of or canvas, random.uniform(*self.jitter))
         mirrored = random.random() < self.flip
         room = max(resized[0] - canvas[0], 0), max(resized[1] - canvas[1], 0)
         if room == (0, 0):
@@ -212,28 +233,3 @@ def _around_one(
             low, high = sorted((math.ceil(end * ratio) - canvas[axis], math.floor(start * ratio)))
             low_high[axis] = min(max(low, 0), room[axis]), max(min(high, room[axis]), 0)
     return random.randint(*low_high[0]), random.randint(*low_high[1])
-
-
-def prepared(
-    image: Image.Image,
-    truth: Truth,
-    preprocess: Preprocess,
-    masks: bool,
-    augment: Augment | None = None,
-    key: str = "",
-    cover: bool = False,
-) -> tuple[Tensor, tuple[int, int], Any]:
-    """A picture and its truth at the file's size -> pixels uint8 [3, H, W], (h, w) inside the padding, and the target.
-
-    With `augment` the view is drawn by its seed and `key`, else it is that of an evaluation; `preprocess.size` is the
-    canvas. `masks`: whether objects have masks in the target. `cover`: see `evaluation_view`.
-    """
-    colours = None
-    if augment is None:
-        view = evaluation_view((image.height, image.width), preprocess.size, cover)
-    else:
-        random = Random(f"{augment.seed}/{key}")
-        view = augment.view(truth, preprocess.size, random)
-        colours = partial(augment.colours, random=random)
-    pixels = view.picture(image, preprocess, colours)
-    return pixels, view.size, view.objects(truth, masks) if isinstance(truth, Objects) else view.mask(truth)

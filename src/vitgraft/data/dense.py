@@ -16,10 +16,11 @@ from torch.utils.data import Dataset
 from ..common.errors import RequestError, WorkError
 from ..common.settings import MASKED
 from .audit import Seen, Shown, shown_by
-from .augment import STRIDE, Augment, Truth, evaluation_view, prepared
+from .augment import STRIDE, Augment, Truth, evaluation_view
 from .batch import Batch
 from .loader import AS_THEY_ARE, even_batches, loaded
 from .mask_values import BadTruth, load_mask
+from .mixed import drawn
 from .pictures import BadPicture, Levels, open_picture
 from .preprocess import Preprocess
 from .truth import DenseSplit, Problem
@@ -159,24 +160,38 @@ def _reason(problem: Problem) -> str:
     return f"at {problem.place}: {problem.sentence}" if problem.place else problem.sentence
 
 
-def _seen(image: Image.Image, truth: Truth, index: int) -> Seen:
+def _seen(each: _Each, index: int) -> Seen:
+    image, truth = each.open(index)
     pixels = np.bincount(truth.ravel(), minlength=256) if isinstance(truth, np.ndarray) else None
     return Seen((image.height, image.width), pixels)
 
 
-def _load(image: Image.Image, truth: Truth, index: int, *, epoch: int | None, **arguments: Any) -> Item:
-    return *prepared(image, truth, **arguments, key=f"{epoch}/{index}"), index
+def _load(
+    each: _Each,
+    index: int,
+    *,
+    preprocess: Preprocess,
+    masks: bool,
+    augment: Augment | None,
+    epoch: int | None,
+    cover: bool,
+) -> Item:
+    if augment is not None:
+        return *drawn(each.open, index, len(each), augment, preprocess, masks, f"{epoch}/{index}"), index
+    image, truth = each.open(index)
+    view = evaluation_view((image.height, image.width), preprocess.size, cover)
+    return *view.seen(image, truth, preprocess, masks), index
 
 
 class _Each(Dataset[Any]):
-    """Index to `make(picture, truth, index)` or, for a bad picture, the Problem. At module level, so that every way of
-    starting a worker process can import it."""
+    """Index to `make(self, index)` or, for a bad picture, the Problem. At module level, so that every way of starting a
+    worker process can import it."""
 
     def __init__(
         self,
         split: DenseSplit,
         classes: int,
-        make: Callable[[Image.Image, Truth, int], Any],
+        make: Callable[[_Each, int], Any],
         levels: Levels | None = None,
     ) -> None:
         self.levels = levels
@@ -187,11 +202,17 @@ class _Each(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> Any:
+    def open(self, index: int) -> tuple[Image.Image, Truth]:
+        """A picture and its truth; raises BadPicture, or BadTruth."""
         path = self.split.paths[index]
+        image, truth = open_picture(path, self.levels), _truth(self.split, self.classes, index)
+        if fault := _misfit(path, image, truth):
+            raise BadTruth(fault)
+        return image, truth
+
+    def __getitem__(self, index: int) -> Any:
         try:
-            image, truth = open_picture(path, self.levels), _truth(self.split, self.classes, index)
-            return self.make(image, truth, index) if not (fault := _misfit(path, image, truth)) else fault
+            return self.make(self, index)
         except BadPicture as bad:
             return unreadable(bad)
         except BadTruth as bad:

@@ -71,7 +71,9 @@ class DenseTask(Task):
             task=self.name(),
             classes=classes,
             workers=settings.workers,
-            augment=Augment(settings.jitter, seed=settings.seed) if training else None,
+            augment=Augment(settings.jitter, mosaic=settings.mosaic, paste=settings.paste, seed=settings.seed)
+            if training
+            else None,
             cover=settings.sliding,
             skip_bad=skip_bad,
             progress=progress,
