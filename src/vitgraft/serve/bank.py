@@ -10,14 +10,12 @@ missing; what is one task's own sees one picture.
 
 from __future__ import annotations
 
-import re
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,65 +23,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import tasks as kinds
 from ..adapters import file as adapter
 from ..adapters.inputs import Inputs, inputs, named
-from ..adapters.run import Run, settings_of
+from ..adapters.run import Run
 from ..backbones import Backbone
-from ..common.errors import RequestError, WorkError, near_misses
+from ..common.errors import RequestError, WorkError
 from ..common.settings import BACKBONE_DTYPES, Settings
-from ..data import BadPicture, Batch, LoadedPictures, Preprocess, open_picture
-from ..engine.answers import Answer, ask
+from ..data import BadPicture, Batch, LoadedPictures, open_picture
+from ..engine.answers import ask
 from ..engine.devices import kind_of, resolved_precision
 from ..engine.workers import Workers
 from ..features import Activations
 from ..measures.prediction import Prediction
 from ..model import Model
-from ..tasks.base import Task
 from .passes import Passes, Wanted
+from .shelf import Entry, Shelf
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # of a task: a file's, an address's
 DECODERS = 4  # threads, of one request
 ON_A_GPU = 16  # pictures of one pass; a processor is as quick with one
-
-
-def check_name(name: str) -> None:
-    """RequestError for what is no name of a task."""
-    if not NAME.fullmatch(name):
-        raise RequestError(
-            f"{name!r:.80} is no name of a task: take up to 100 letters, digits, dots, hyphens and underlines, the "
-            "first a letter or a digit."
-        )
-
-
-@dataclass(eq=False)
-class Entry:
-    """One task of a bank. The model may be away, and comes back by its file."""
-
-    name: str
-    file: Path
-    digest: str
-    header: Mapping[str, Any]
-    task: Task
-    preprocess: Preprocess
-    settings: Settings
-    ask: Answer
-    detached: bool  # its method leaves the backbone alone
-    alike: tuple[Any, ...]  # what its places must have in common with others to share a batch
-    bytes: int  # of its tensors in memory
-    file_bytes: int
-    model: Model | None
-    asked: int = 0  # pictures
-    seconds: float = 0.0  # of what is its own, after a pass that it shares
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(self.header["classes"])
-
-    @property
-    def sees(self) -> tuple[Any, ...]:
-        """What tasks that see the same of a picture have in common."""
-        return type(self.task).load, self.preprocess, self.settings.sliding
 
 
 class Question(NamedTuple):
@@ -134,9 +91,6 @@ class Bank:
         self.precision = resolved_precision(settings.precision, settings.device)
         self.batch = batch or (ON_A_GPU if self._kind == "cuda" else 1)
         self.wait = wait
-        self._most_bytes = int(memory * 2**30)
-        self._entries: OrderedDict[str, Entry] = OrderedDict()  # the least used first
-        self._lock = threading.RLock()
         self._waiting: list[tuple[list[Question], Future[list[Any]]]] = []
         self._more = threading.Condition()
         self._closed = False
@@ -148,6 +102,13 @@ class Bank:
             backbone = self._loaded(backbone, given, backbone_dtype)
         self.backbone: Backbone = backbone.to(self._device, self._dtype)
         self._passes = Passes(self.backbone, self.batch)
+        self._shelf = Shelf(
+            self.backbone,
+            self._passes.alike,
+            device=self._device,
+            dtype=self._dtype,
+            most_bytes=int(memory * 2**30),
+        )
         for name, path in given.items():
             self.add(name, path)
         self._thread.start()
@@ -184,106 +145,28 @@ class Bank:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The names of all tasks, in alphabetical order."""
-        with self._lock:
-            return tuple(sorted(self._entries))
+        return self._shelf.names
 
     def __contains__(self, name: str) -> bool:
-        with self._lock:
-            return name in self._entries
+        return name in self._shelf
 
     def __len__(self) -> int:
-        with self._lock:
-            return len(self._entries)
+        return len(self._shelf)
 
     def add(self, name: str, path: str | Path) -> None:
         """A task more: a run's folder or an adapter file under a new name."""
         if name in self:
             raise RequestError(f"The bank has a task {name!r} already: choose another name, or replace it.")
-        self._put(name, path)
+        self._shelf.put(name, path)
 
     def replace(self, name: str, path: str | Path) -> None:
         """Another adapter in the place of a task's; what was asked before is answered by the old one."""
-        self._entry(name)
-        self._put(name, path)
+        self._shelf.entry(name)
+        self._shelf.put(name, path)
 
     def drop(self, name: str) -> None:
         """A task less; what was asked before is answered."""
-        with self._lock:
-            self._entry(name)
-            del self._entries[name]
-
-    def _put(self, name: str, path: str | Path) -> None:
-        check_name(name)
-        file = Run(path).file.absolute()
-        loaded, digest = self._load(file)
-        model, preprocess, header = loaded
-        settings = replace(settings_of(header), workers=0, batch_size=1)
-        task = kinds.find(header["task"])
-        entry = Entry(
-            name,
-            file,
-            digest,
-            header,
-            task,
-            preprocess,
-            settings,
-            task.answer(settings, preprocess),
-            not model.method.crosses_backbone,
-            self._passes.alike(model.method.contacts),
-            sum(t.numel() * t.element_size() for t in model.state().values()),
-            file.stat().st_size,
-            model,
-        )
-        with self._lock:
-            self._entries[name] = entry
-            self._entries.move_to_end(name)
-            self._make_room(keep=entry)
-
-    def _load(self, file: Path) -> tuple[adapter.Adapter, str]:
-        """The adapter, ready to be asked, and what its file holds, in a word."""
-        digest = adapter.digest_of(file)
-        found = adapter.load(file, self.backbone)
-        for part in (found.model.method, found.model.neck, found.model.head):
-            part.to(self._device, self._dtype).eval().requires_grad_(False)
-        return found, digest
-
-    def _make_room(self, keep: Entry) -> None:
-        """Drops models from memory, the least used first, until the rest is within the limit; never the one."""
-        if not self._most_bytes:
-            return
-        held = sum(entry.bytes for entry in self._entries.values() if entry.model)
-        for entry in self._entries.values():
-            if held <= self._most_bytes:
-                break
-            if entry.model and entry is not keep:
-                entry.model = None
-                held -= entry.bytes
-
-    def _model(self, entry: Entry) -> Model:
-        """The model of a task, from its file if it is away."""
-        with self._lock:
-            if self._entries.get(entry.name) is entry:
-                self._entries.move_to_end(entry.name)
-            if (model := entry.model) is None:
-                found, digest = self._load(entry.file)
-                if digest != entry.digest:
-                    raise WorkError(
-                        f"{entry.file} is another file than when task {entry.name!r} was added: replace the task, or "
-                        "put the old file back."
-                    )
-                model = entry.model = found.model
-                self._make_room(keep=entry)
-            return model
-
-    def _entry(self, name: str) -> Entry:
-        with self._lock:
-            if name in self._entries:
-                return self._entries[name]
-            some = ", ".join(sorted(self._entries)[:20]) or "none"
-            raise RequestError(
-                f"The bank has no task {name!r:.120}: there are {some}; name one of these."
-                f"{near_misses(name, self._entries)}"
-            )
+        self._shelf.drop(name)
 
     def predict(self, pictures: Any, tasks: Any = None, *, skip_bad: bool = False) -> Any:
         """What tasks say of pictures, given in any form that `Run.predict` takes.
@@ -325,7 +208,7 @@ class Bank:
         self, taken: Inputs, tasks: Sequence[Iterable[str]], *, skip_bad: bool = False
     ) -> list[dict[str, Prediction] | None]:
         """For each picture the predictions of its tasks by their names; None for a bad one that is left out."""
-        entries = [[self._entry(name) for name in names] for names in tasks]
+        entries = [[self._shelf.entry(name) for name in names] for names in tasks]
         if not any(entries):
             raise RequestError("Tasks were to be asked, but none was named: name one or more.")
         given = [*zip(taken.paths, taken.names, entries, [skip_bad] * len(entries), strict=True)]
@@ -417,7 +300,7 @@ class Bank:
                 if id(q.batch) not in images:
                     batch = q.batch.to(self._device)
                     images[id(q.batch)] = batch, q.entry.preprocess.normalise(batch.pixels).to(self._dtype)
-            models = [self._model(q.entry) for q in questions]
+            models = [self._shelf.model(q.entry) for q in questions]
             for k, q in enumerate(questions):
                 if q.entry.ask is not ask:  # of windows, of mirror images: by passes of its own
                     began = time.perf_counter()
@@ -468,29 +351,11 @@ class Bank:
 
     def header(self, name: str) -> Mapping[str, Any]:
         """What a task's adapter says of itself."""
-        return self._entry(name).header
+        return self._shelf.entry(name).header
 
     def table(self) -> list[dict[str, Any]]:
-        """What each task costs, in alphabetical order: its method, classes, bytes in memory and on disk, whether it is
-        in memory, whether it shares a picture's pass with others or needs its own, how many pictures it was asked about
-        and how many milliseconds one took beside the pass."""
-        with self._lock:
-            entries = sorted(self._entries.values(), key=lambda entry: entry.name)
-            return [
-                {
-                    "name": entry.name,
-                    "task": entry.task.name(),
-                    "method": entry.header["method"],
-                    "classes": len(entry.classes),
-                    "bytes": entry.bytes,
-                    "file_bytes": entry.file_bytes,
-                    "in_memory": entry.model is not None,
-                    "shares_pass": entry.detached and entry.ask is ask,
-                    "asked": entry.asked,
-                    "milliseconds": round(1000 * entry.seconds / entry.asked, 3) if entry.asked else None,
-                }
-                for entry in entries
-            ]
+        """As `Shelf.table` has it."""
+        return self._shelf.table()
 
     def __repr__(self) -> str:
         return f"<Bank of {len(self)} tasks on {self.backbone.name}>"

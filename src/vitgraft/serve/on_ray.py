@@ -25,7 +25,8 @@ from .. import tasks as kinds
 from ..adapters import file as adapter
 from ..adapters.run import Run
 from ..common.errors import RequestError, VitgraftError, WorkError, near_misses
-from .bank import Bank, check_name
+from .bank import Bank
+from .shelf import check_name
 from .stored import Stored, Told, asked
 
 TRIES = 5  # of a question whose replica died

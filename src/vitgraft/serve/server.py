@@ -44,7 +44,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..common.errors import RequestError, VitgraftError
 from ..pages import page
-from .bank import NAME
+from .shelf import NAME
 from .stored import Stored
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what a client sends is said to it, not to the log
