@@ -276,3 +276,26 @@ def test_the_panoptic_form_trains_as_instances_do():
     given = one_map(sizes=SIZES)
     losses = [head.eval()(given, targets_of(head, given)) for head in (one, other)]
     assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])
+
+
+def test_of_segments_each_class_has_a_query_of_its_own():
+    head = made(Queries, (32,), CLASSES, **{**SMALL, "queries": 0})
+    assert len(head.queries) == CLASSES
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, CLASSES, CLASSES + 1, generator=generator, requires_grad=True)
+    masks = torch.randn(1, CLASSES, 8, 12, generator=generator, requires_grad=True)
+    target = torch.full((1, 32, 48), 2, dtype=torch.uint8)
+    target[:, :10] = 0
+    target[:, 30:] = 255
+    losses = head.told([(logits, masks)], one_map(), target)
+    goals = torch.full((1, CLASSES), CLASSES)
+    goals[0, 0], goals[0, 2] = 0, 2
+    weights = torch.tensor([1.0] * CLASSES + [0.1])
+    expected = 2 * torch.nn.functional.cross_entropy(logits.mT, goals, weights)
+    torch.testing.assert_close(losses["class"], expected)
+    (losses["mask"] + losses["dice"]).backward()
+    assert masks.grad[0].flatten(1).any(1).tolist() == [k in (0, 2) for k in range(CLASSES)]
+
+
+def test_objects_have_a_hundred_queries_unless_more_are_asked_for():
+    assert len(made(Queries, (32,), CLASSES, masks=True, blocks=1, mlp=16).queries) == 100

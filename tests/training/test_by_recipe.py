@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers_cli import call, fit_words, result_of
 
-from vitgraft import methods
+from vitgraft import heads, methods
 from vitgraft.common.errors import RequestError
 from vitgraft.common.recipes import RECIPES, find
 from vitgraft.common.settings import DENSE, WHOLE, Settings
@@ -17,7 +17,7 @@ from vitgraft.training.request import settle, sort_options
 @pytest.mark.parametrize("name", RECIPES)
 def test_each_is_one_that_can_be_fitted(name, task):
     recipe = find(name, task)
-    settings, arguments = sort_options(task_of(task), recipe.method, task in DENSE, dict(recipe.options))
+    settings, arguments = sort_options(task_of(task), recipe.method, heads.names(task)[0], dict(recipe.options))
     for option, value in recipe.options.items():
         assert (getattr(settings, option) if option in Settings.names() else arguments[option]) == value
     assert recipe.why

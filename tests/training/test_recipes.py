@@ -273,4 +273,4 @@ def test_a_dense_task_has_views_of_its_own():
     with pytest.raises(
         RequestError, match="augmentation is for the task classify or multilabel or regress, but this one is segment"
     ):
-        sort_options(tasks.find("segment"), "linear", True, {"augmentation": "flip"})
+        sort_options(tasks.find("segment"), "linear", "upernet", {"augmentation": "flip"})

@@ -4,12 +4,14 @@ import pytest
 import torch
 from helpers_cli import call, make_backbone, make_pictures, result_of
 
+from vitgraft import tasks
 from vitgraft.common.errors import RequestError
 from vitgraft.common.settings import Settings
 from vitgraft.engine.devices import fabric, kind_of
 from vitgraft.features import Features
 from vitgraft.model import build
 from vitgraft.testing.backbones import random_backbone
+from vitgraft.training.request import sort_options
 
 
 def test_balanced_every_class_counts_alike():
@@ -82,3 +84,16 @@ def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RequestError, match=r"device cuda:1 was asked for, but this machine has .*cpu"):
         kind_of("cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"), [("upernet", "root"), ("fpn", "root"), ("linear", "root"), ("query", "none")]
+)
+def test_pixels_of_rare_classes_count_more_unless_said_otherwise(head, expected):
+    task = tasks.find("segment")
+    assert sort_options(task, "linear", head, {})[0].class_weights == expected
+    assert sort_options(task, "linear", head, {"class_weights": "none"})[0].class_weights == "none"
+
+
+def test_pictures_count_alike_unless_said_otherwise():
+    assert sort_options(tasks.find("classify"), "linear", "linear", {})[0].class_weights == "none"

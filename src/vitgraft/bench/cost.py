@@ -206,7 +206,7 @@ def _settings(job: Job) -> Settings:
     from ..training import request
 
     options = {n: v for n, v in {**job.settings, **job.arguments}.items() if n not in record.OF_FIT}
-    return request.sort_options(kinds.find("classify"), job.method, False, options)[0]
+    return request.sort_options(kinds.find("classify"), job.method, "linear", options)[0]
 
 
 def records_in(*folders: Path) -> list[Record]:

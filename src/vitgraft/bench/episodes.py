@@ -128,7 +128,7 @@ def check(what: Episodes, data: Mapping[str, Path], shots: Sequence[int], wanted
     kind = tasks.find("classify")
     for given in wanted:
         own = dict(given)
-        request.sort_options(kind, own.pop("method"), False, own)
+        request.sort_options(kind, own.pop("method"), "linear", own)
     for folder in data.values():
         found = kind.read(folder, seed=0)
         labels = found.split("+".join(found.splits)).labels

@@ -275,7 +275,7 @@ def _grid(given: argparse.Namespace) -> Grid:
     for own, tried in product(methods.values(), over.points() if over else [{}]):
         # What is wrong with the request is said before anything runs.
         wanted = {**protocol.options(own["method"], next(iter(fitted), "")), **tried, **own}
-        request.sort_options(kinds.find("classify"), wanted.pop("method"), False, wanted)
+        request.sort_options(kinds.find("classify"), wanted.pop("method"), "linear", wanted)
     choices = None if choosing or not given.choices else search.Choices.read(given.choices)
     if choices:
         choices.check(suite.name, methods, list(fitted))

@@ -97,7 +97,8 @@ class Settings:
     label_smoothing: float = _option(0.0, "of the cross entropy", ("classify",))
     class_weights: str = _option(
         "none",
-        "in the loss: none, balanced (every class counts alike, however rare), or root (halfway)",
+        "in the loss: none, balanced (every class counts alike, however rare), or root (halfway), the default of heads "
+        "that classify pixels",
         ("classify", "segment"),
     )
     sampling: str = _option(

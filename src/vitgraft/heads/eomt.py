@@ -38,7 +38,7 @@ class EoMT(QueryMasks):
         classes: int,
         *,
         masks: bool = False,
-        queries: int = 100,
+        queries: int = 0,
         blocks: int = 3,
         score_threshold: float = 0.05,
         detections: int = 100,

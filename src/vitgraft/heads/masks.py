@@ -23,12 +23,15 @@ from .segment import IGNORED, resize
 
 COSTS = {"class": 2.0, "mask": 5.0, "dice": 5.0}  # in the matching, and weights of the losses
 NOTHING = 0.1  # weight of a query that is no object's, in the cross entropy
+QUERIES = 100  # of objects, unless said otherwise
 
 
 class QueryMasks(nn.Module):
     """M queries of width E; a head says how they come to know the picture.
 
-    queries: M, more than a picture has objects or classes. score_threshold, detections (per picture): what is
+    queries: M, more than a picture has objects; 0: 100. Of segments 0 stands for one query for each class, to which it
+    belongs (fixed matching where M = K: MaskFormer, Cheng et al. 2021, arXiv 2107.06278, section 3.2), which teaches it
+    that class in a few hundred steps (docs/results.md#query-masks). score_threshold, detections (per picture): what is
     predicted of instances. things: where every pixel is to be told its class and its object, the labels of the classes
     that are countable; segments are then what is predicted, of which no two share a pixel, from queries of a chance of
     `sure`, which keep `overlap` of their mask against the others (Mask2Former: 0.8 both).
@@ -50,6 +53,8 @@ class QueryMasks(nn.Module):
         overlap: float,
     ) -> None:
         super().__init__()
+        self.matched = masks or queries > 0
+        queries = queries or (QUERIES if masks else classes)
         self.things = None if things is None else tuple(things)
         self.sure, self.overlap = sure, overlap
         self.instances, self.classes = masks, classes
@@ -120,7 +125,8 @@ class QueryMasks(nn.Module):
         return found
 
     def _losses(self, logits: Tensor, masks: Tensor, wanted: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
-        """Of one prediction: every object is given the query that suits it best, all others are to say nothing."""
+        """Of one prediction: every object is given the query that suits it best, or that of its class; all others are
+        to say nothing."""
         number = max(sum(len(labels) for labels, _, _ in wanted), 1)
         goals = torch.full(logits.shape[:2], self.classes, device=logits.device)
         mask_loss, dice_loss = masks.sum() * 0.0, masks.sum() * 0.0
@@ -128,7 +134,10 @@ class QueryMasks(nn.Module):
             if not len(labels):
                 continue
             flat, true = (masks[b].flatten(1), truth.flatten(1))
-            rows, columns = match(logits[b], flat, labels, true, counts.flatten())
+            if self.matched:
+                rows, columns = match(logits[b], flat, labels, true, counts.flatten())
+            else:
+                rows, columns = labels, torch.arange(len(labels), device=labels.device)
             goals[b, rows] = labels[columns]
             mask_loss = mask_loss + cross_entropy(flat[rows], true[columns], counts.flatten()).sum()
             dice_loss = dice_loss + dice(flat[rows], true[columns], counts.flatten()).sum()

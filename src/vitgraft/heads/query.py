@@ -46,7 +46,7 @@ class Queries(QueryMasks):
         classes: int,
         *,
         masks: bool = False,
-        queries: int = 100,
+        queries: int = 0,
         blocks: int = 3,
         mlp: int = 512,
         masking: float = 0.5,

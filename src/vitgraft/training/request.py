@@ -81,16 +81,15 @@ def settle(
             )
         method, options = chosen.method, {**chosen.options, **options}
     method, head = method or kind.method, head or heads.names(kind.name())[0]
-    dense = heads.find(kind.name(), head).levels > 0
-    settings, arguments = sort_options(kind, method, dense, options)
+    settings, arguments = sort_options(kind, method, head, options)
     return Request(
         root, kind, method, arguments, head, dict(head_options or {}), backbone or BACKBONE, settings, begun, recipe
     )
 
 
-def sort_options(task: Task, method: str, dense: bool, options: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
+def sort_options(task: Task, method: str, head: str, options: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
     """Options into settings of the fit and arguments of the method; what belongs to neither is a RequestError."""
-    cls = methods.find(method)
+    cls, answers = methods.find(method), heads.find(task.name(), head)
     for setting in fields(Settings):
         owners = setting.metadata["tasks"]
         if owners and task.name() not in owners and options.get(setting.name, setting.default) != setting.default:
@@ -103,5 +102,6 @@ def sort_options(task: Task, method: str, dense: bool, options: dict[str, Any]) 
     elsewhere = unknown and any(unknown[0] in methods.find(other).defaults() for other in methods.names())
     if unknown and not elsewhere and (near := near_misses(unknown[0], Settings.names())):
         raise RequestError(f"There is no option {unknown[0]!r}: see `vitgraft fit --help`.{near}")
-    made = methods.create(method, dense=dense, **arguments)
-    return Settings(**{**made.recipe, **task.recipe, **given}), made.arguments()
+    made = methods.create(method, dense=answers.levels > 0, **arguments)
+    recipe = getattr(answers, "recipe", {})
+    return Settings(**{**made.recipe, **task.recipe, **recipe, **given}), made.arguments()
