@@ -20,9 +20,9 @@ from ..backbones import Backbone
 from ..common import recipes
 from ..common.console import Console, first_process
 from ..common.errors import RequestError
-from ..common.files import check_folder, make_folder, read_json, write_bytes, write_json
-from ..common.settings import CLASS_WEIGHTS, FREE, Settings
-from ..data import LoadedPictures, Preprocess, audit, in_memory
+from ..common.files import make_folder, write_bytes, write_json
+from ..common.settings import CLASS_WEIGHTS, Settings
+from ..data import LoadedPictures, Preprocess, audit
 from ..engine import cost
 from ..engine.activations import activation_store
 from ..engine.answers import answers
@@ -35,10 +35,10 @@ from .checkpoint import Checkpoint, Progress
 from .logs import Logs
 from .logs import check as check_logs
 from .loop import learning_rate, take_settings, train
+from .place import already_done, as_folder
 from .request import settle
 
 MOST_NOTES = 12  # that are told on the way; result.json and the page have all
-FILES = ("adapter.safetensors", "result.json", "metrics.jsonl", "report.html", "checkpoint.safetensors")
 
 
 def fit(
@@ -71,7 +71,7 @@ def fit(
     """
     out = Path(out)
     if not isinstance(root, (str, Path)):
-        root, meant = _as_folder(root, out, resume, quiet)
+        root, meant = as_folder(root, out, resume, quiet)
         task = task or meant
     request = settle(
         Path(root),
@@ -95,7 +95,7 @@ def fit(
     options_of_head = {**request.head_options, **_head_options(kind.head_options(settings, found), head_options or {})}
     asked = {**request.told(), "pictures": {name: len(split) for name, split in found.splits.items()}}
     with Console(quiet) as console:
-        if first_process() and _already_done(out, found.root, asked, resume):
+        if first_process() and already_done(out, found.root, asked, resume):
             console.line(f"{out} already holds the finished run.")
             return Run(out)
         if isinstance(backbone, str):
@@ -395,21 +395,6 @@ class _Fitting:
         write_json(self.out / "result.json", result)
 
 
-def _as_folder(data: Any, out: Path, resume: bool, quiet: bool) -> tuple[Path, str]:
-    """A data set in memory as a folder in that of its run, and its task. What a fit has begun with stays as it was."""
-    folder = out / "pictures"
-    begun = (out / "settings.json").is_file()
-    if begun and not resume:
-        raise _holds_a_run(out)
-    if (begun or not first_process()) and folder.is_dir():
-        return folder, read_json(folder / in_memory.TASK)["task"]
-    check_folder(out)
-    with Console(quiet) as console:
-        task = in_memory.as_folder(data, folder, progress=console.bar("writing", "pictures"))
-        console.line(f"written   {folder}: the pictures as the data set gives them, once")
-    return folder, task
-
-
 def _head_options(own: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a head that follow from the settings and the data; RequestError where others were given."""
     for name, value in own.items():
@@ -421,41 +406,5 @@ def _head_options(own: dict[str, Any], given: Mapping[str, Any]) -> dict[str, An
     return own
 
 
-def _holds_a_run(out: Path) -> RequestError:
-    return RequestError(f"{out} already holds a run: choose another --out, or continue it with --resume.")
-
-
 def _validation(found: Any, train_split: str) -> str | None:
     return "val" if "val" in found.splits and "val" not in train_split.split("+") else None
-
-
-def _already_done(out: Path, root: Path, asked: dict[str, Any], resume: bool) -> bool:
-    """Whether `out` holds this very run, finished. A run there without `resume`, or another run, is a RequestError."""
-    check_folder(out)
-    if root.resolve() in (out.resolve(), *out.resolve().parents):
-        raise RequestError(f"{out} lies in {root}, where it would pass for pictures: choose another --out.")
-    if not (out / "settings.json").is_file():
-        if there := [name for name in FILES if (out / name).exists()]:
-            raise RequestError(f"{out} holds {', '.join(there)} but no run of this version: choose another --out.")
-        return False
-    if not resume:
-        raise _holds_a_run(out)
-    told, asked = _flat(read_json(out / "settings.json")), _flat(json.loads(json.dumps(asked)))
-    changed = [
-        f"{key} was {told.get(key)} and is now {asked.get(key)}"
-        for key in {**asked, **told}
-        if told.get(key) != asked.get(key) and key not in FREE
-    ]
-    if changed:
-        raise RequestError(
-            f"{out} holds a run with other settings ({'; '.join(changed)}): give the same, or choose another --out."
-        )
-    return (out / "result.json").is_file()
-
-
-def _flat(value: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested dicts as one, keys joined by spaces."""
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= _flat(item, f"{before}{key} ") if isinstance(item, dict) else {f"{before}{key}": item}
-    return flat
