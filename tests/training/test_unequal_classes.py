@@ -1,12 +1,16 @@
 """Classes of unequal size, and the device that a user names."""
 
+import numpy as np
 import pytest
 import torch
 from helpers_cli import call, make_backbone, make_pictures, result_of
+from helpers_dense import segment_set
+from PIL import Image
 
 from vitgraft import tasks
 from vitgraft.common.errors import RequestError
 from vitgraft.common.settings import Settings
+from vitgraft.data.audit import Shown, weights_by
 from vitgraft.engine.devices import fabric, kind_of
 from vitgraft.features import Features
 from vitgraft.model import build
@@ -87,9 +91,9 @@ def test_devices(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("head", "expected"), [("upernet", "root"), ("fpn", "root"), ("linear", "root"), ("query", "none")]
+    ("head", "expected"), [("upernet", "auto"), ("fpn", "auto"), ("linear", "auto"), ("query", "none")]
 )
-def test_pixels_of_rare_classes_count_more_unless_said_otherwise(head, expected):
+def test_what_heads_of_pixels_ask_for_unless_said_otherwise(head, expected):
     task = tasks.find("segment")
     assert sort_options(task, "linear", head, {})[0].class_weights == expected
     assert sort_options(task, "linear", head, {"class_weights": "none"})[0].class_weights == "none"
@@ -97,3 +101,25 @@ def test_pixels_of_rare_classes_count_more_unless_said_otherwise(head, expected)
 
 def test_pictures_count_alike_unless_said_otherwise():
     assert sort_options(tasks.find("classify"), "linear", "linear", {})[0].class_weights == "none"
+
+
+@pytest.mark.parametrize(("things", "expected"), [([50, 40, 10], "none"), ([90, 9, 1], "root"), ([50, 50, 0], "none")])
+def test_rare_classes_count_more_where_there_are_any(things, expected):
+    shown = Shown("pixels", [1] * 3, things, [0] * 3)
+    chosen, said = weights_by("auto", shown, ["sky", "road", "pole"])
+    assert chosen == expected
+    assert (len(said) == 1 and "'pole' has 3 %" in said[0]) if expected == "root" else not said
+    assert weights_by("balanced", shown, ["sky", "road", "pole"]) == ("balanced", [])
+
+
+def test_a_segmentation_with_a_rare_class_says_what_it_does(tmp_path, capsys):
+    root, ground = segment_set(tmp_path / "data"), make_backbone(tmp_path / "vit.safetensors")
+    for path in (root / "masks" / "train").glob("*.png"):
+        values = np.array(Image.open(path))
+        values[values == 2] = 0
+        values[:2, :2] = 2
+        Image.fromarray(values).save(path)
+    words = ["fit", root, "--backbone", ground, "--image-size", 64, "--epochs", 1, "--workers", 0, "--head", "linear"]
+    assert call(*words, "-o", tmp_path / "run", "--method", "linear") == 0
+    assert "rare classes count more" in capsys.readouterr().err
+    assert result_of(tmp_path / "run")["protocol"]["class_weights"] == "root"

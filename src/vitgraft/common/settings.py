@@ -97,8 +97,8 @@ class Settings:
     label_smoothing: float = _option(0.0, "of the cross entropy", ("classify",))
     class_weights: str = _option(
         "none",
-        "in the loss: none, balanced (every class counts alike, however rare), or root (halfway), the default of heads "
-        "that classify pixels",
+        "in the loss: none, balanced (every class counts alike, however rare), root (halfway), or auto, the default of "
+        "heads that classify pixels: root where one is rare, else none",
         ("classify", "segment"),
     )
     sampling: str = _option(
@@ -188,7 +188,7 @@ class Settings:
         named = {"precision": PRECISIONS, "normalisation": NORMALISATIONS, "augmentation": AUGMENTATIONS}
         named |= {
             "head_start": HEAD_STARTS,
-            "class_weights": CLASS_WEIGHTS,
+            "class_weights": ("auto", *CLASS_WEIGHTS),
             "sampling": CLASS_WEIGHTS,
             "backbone_dtype": BACKBONE_DTYPES,
         }

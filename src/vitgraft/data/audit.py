@@ -17,6 +17,7 @@ from .pictures import FEW, Levels, measured_levels, orientation
 from .truth import IGNORED, DenseSet, DenseSplit
 
 LOOKED_AT = 500  # pictures whose heads are read for their EXIF orientation, spread over the set
+RARE = 0.2  # of what a class would have if all had as much: one that has less is rare
 MUCH = 0.5  # share of the pixels of a split that may be ignored without a word
 
 
@@ -35,6 +36,13 @@ class Shown:
     first: list[int]
     ignored: int = 0
     each: Sequence[Sequence[int]] = ()
+
+    def rarest(self) -> tuple[int, float]:
+        """The class that there is least of, among those that there are any of, and how much of what it would have if
+        all of these had as much."""
+        there = [k for k, things in enumerate(self.things) if things]
+        least = min(there, key=lambda k: self.things[k])
+        return least, self.things[least] * len(there) / sum(self.things)
 
     def shares(self, power: float) -> list[float]:
         """How often each picture is to be drawn, relative to others: by the rarest class that it shows, once over the
@@ -98,6 +106,19 @@ def missing(split: str, shown: Shown, classes: Sequence[str], *, training: bool)
     whole = shown.ignored + sum(shown.things)
     if shown.ignored > MUCH * whole:
         yield f"{shown.ignored / whole:.0%} of the pixels of {split} are ignored (255, or of no class)"
+
+
+def weights_by(asked: str, shown: Shown, classes: Sequence[str]) -> tuple[str, list[str]]:
+    """Which class weights are meant, and what is to be said of it: "auto" looks whether a class is rare."""
+    if asked != "auto":
+        return asked, []
+    least, share = shown.rarest()
+    if share >= RARE:
+        return "none", []
+    return "root", [
+        f"rare classes count more in the loss (--class-weights root; none would not): {classes[least]!r} has "
+        f"{100 * share:.2g} % of the {shown.kind} that it would have if all classes had as many"
+    ]
 
 
 def check_learnable(split: str, shown: Shown, classes: Sequence[str]) -> None:

@@ -24,11 +24,11 @@ GROUPS = 32  # of GroupNorm (Wu & He 2018)
 class Segmenter(Weighted):
     """What the heads here share: how logits are answered with.
 
-    They are measured by the mean of the classes' IoU, in which rare ones count as others do; so in the loss a class
-    counts by the root of its rarity unless said otherwise (what it is worth: docs/results.md#rare-classes).
+    They are measured by the mean of the classes' IoU, in which rare ones count as others do; so where there are rare
+    ones a class counts in the loss by the root of its rarity, unless said otherwise (docs/results.md#rare-classes).
     """
 
-    recipe: ClassVar[dict[str, Any]] = {"class_weights": "root"}
+    recipe: ClassVar[dict[str, Any]] = {"class_weights": "auto"}
 
     def answer(self, logits: Tensor, features: Features, targets: Tensor | None) -> Tensor | dict[str, Tensor]:
         """Logits [B, K, h, w] at the size of the batch, or with targets [B, H, W] their loss."""

@@ -181,6 +181,7 @@ class _Fitting:
         self.model, self.preprocess, self.fabric, self.console = model, preprocess, fabric, console
         self.skipped, self.notes, self.started, self.recipe = 0, notes, started, recipe
         self.counts: dict[str, Any] = {}  # by split and class
+        self.class_weights = settings.class_weights  # "auto" until the training pictures have been seen
         self.examples: list[tuple[str, str]] = []  # of each class: its name, and a picture of it
         self.train_pictures = self._decode(settings.train_split, skip_bad, training=True)
         self.eval_pictures = self._decode(settings.eval_split, skip_bad) if settings.eval_split else None
@@ -266,7 +267,10 @@ class _Fitting:
         classes, shown = self.found.classes, pictures.shown
         if training:
             audit.check_learnable(split, shown, classes)
-            if power := CLASS_WEIGHTS[self.settings.class_weights]:
+            self.class_weights, said = audit.weights_by(self.settings.class_weights, shown, classes)
+            for note in said:
+                self.console.note(note)
+            if power := CLASS_WEIGHTS[self.class_weights]:
                 self.model.head.balance(shown.things, power)
             self.examples = [
                 (name, str(pictures.paths[k])) for name, k in zip(classes, shown.first, strict=True) if k >= 0
@@ -316,6 +320,7 @@ class _Fitting:
         protocol: dict[str, Any] = {
             **asdict(settings),
             "precision": resolved_precision(settings.precision, settings.device),
+            "class_weights": self.class_weights,
             "epoch_reported": "last",
             **({"start": self.started} if self.started else {}),
             **({"recipe": self.recipe} if self.recipe else {}),
