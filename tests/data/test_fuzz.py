@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_brought import XML, coco_of
 from helpers_dense import noise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_as_people_bring_it import XML, coco_of
 
 from vitgraft.common.errors import VitgraftError
 from vitgraft.data.check import check
