@@ -49,3 +49,21 @@ def test_what_cannot_be_is_refused(ground, tmp_path):
     with pytest.raises(RequestError, match="recipe quick is one of the method hst, but lora was asked for as well"):
         settle(tmp_path, task="classify", recipe="quick", method="lora")
     assert settle(tmp_path, task="classify", recipe="quick", method="hst").recipe == "quick"
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "expected"),
+    [
+        ("segment", "lora", 1e-3),
+        ("instance", "hst", 1e-3),
+        ("detect", "linear", 1e-3),
+        ("segment", "full", 1e-4),
+        ("classify", "hst", 5e-3),
+        ("classify", "full", 1e-4),
+        ("classify", "lora", 1e-3),
+    ],
+)
+def test_the_rate_of_a_task_is_the_most_for_its_methods(task, method, expected):
+    settings, _ = sort_options(task_of(task), method, heads.names(task)[0], {})
+    assert settings.lr == expected
+    assert sort_options(task_of(task), method, heads.names(task)[0], {"lr": 0.5})[0].lr == 0.5

@@ -103,5 +103,7 @@ def sort_options(task: Task, method: str, head: str, options: dict[str, Any]) ->
     if unknown and not elsewhere and (near := near_misses(unknown[0], Settings.names())):
         raise RequestError(f"There is no option {unknown[0]!r}: see `vitgraft fit --help`.{near}")
     made = methods.create(method, dense=answers.levels > 0, **arguments)
-    recipe = getattr(answers, "recipe", {})
-    return Settings(**{**made.recipe, **task.recipe, **recipe, **given}), made.arguments()
+    recipe = {**made.recipe, **task.recipe, **getattr(answers, "recipe", {})}
+    if rates := [of["lr"] for of in (made.recipe, task.recipe) if "lr" in of]:
+        recipe["lr"] = min(rates)  # full fine-tuning wants less than any task does, a probe of one layer bears more
+    return Settings(**{**recipe, **given}), made.arguments()
