@@ -148,12 +148,13 @@ def dense(tmp_path_factory):
     data = {"segment": segment_set(root / "masks"), "detect": object_set(root / "objects")}
     data["instance"] = data["detect"]
 
-    def fit(task, head, method="linear"):
-        out = root / "runs" / f"{task}-{head}-{method}"
+    def fit(task, head, method="linear", **head_options):
+        out = root / "runs" / f"{task}-{head}-{method}-{len(head_options)}"
         if not out.exists():
             vitgraft.fit(
                 data[task], task=task, head=head, method=method, backbone=str(backbone), out=out, epochs=1,
-                batch_size=2, image_size=64, workers=0, quiet=True, train_split="train",
+                batch_size=2, image_size=64, workers=0, quiet=True, train_split="train", lr=1e-4,
+                head_options=head_options,
             )  # fmt: skip
         return vitgraft.Run(out), data[task]
 
@@ -183,6 +184,14 @@ def test_dense_heads_as_onnx(dense, task, head, method, tmp_path):
         (found,) = ask.run(None, {"pixels": pixels.numpy()})
         with torch.no_grad():
             assert np.allclose(found, Whole(run)(pixels).numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize(("task", "head"), [("detect", "cascade"), ("instance", "mask")])
+def test_a_picture_may_show_nothing(task, head, dense, tmp_path):
+    run, data = dense(task, head, score_threshold=1.0)
+    export([run], tmp_path / "it.onnx", data=data, split_of_data="val")
+    found = session(tmp_path / "it.onnx").run(None, {"pixels": Whole(run).pixels(1).numpy()})
+    assert [len(each) for each in found] == [0] * len(found)
 
 
 def test_boxes_are_suppressed_and_pooled_as_torchvision_does(dense):

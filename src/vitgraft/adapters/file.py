@@ -15,6 +15,7 @@ import base64
 import hashlib
 import json
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from ..data import Preprocess
 from ..model import Model, build
 
 FORMAT = 2
+NECK = ("neck_blocks", "neck_width")  # of a header's head
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 LONGEST_INDEX = 2**24  # bytes of JSON: two hundred thousand tensors; a hostile file cannot unpack to more
 
@@ -118,7 +120,32 @@ def digest_of(path: Path) -> str:
         return ""  # `read` says what is wrong
 
 
-NECK = ("neck_blocks", "neck_width")  # of a header's head
+def told(
+    model: Model,
+    preprocess: Preprocess,
+    classes: Sequence[str],
+    *,
+    task: str = "classify",
+    head: str = "linear",
+    head_options: Mapping[str, Any] | None = None,
+    neck: Mapping[str, int] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """The header of a model, of which `as_told` makes it again. neck: its NECK. more: protocol, metrics, versions."""
+    backbone = model.backbone
+    return {
+        "task": task,
+        "head": {"name": head, "options": dict(head_options or {}), **{key: (neck or {}).get(key, 0) for key in NECK}},
+        "method": model.method.name(),
+        "arguments": model.method.arguments(),
+        "backbone": {key: getattr(backbone, key) for key in ("name", "source", "license", "fingerprint")},
+        "classes": list(classes),
+        "preprocess": preprocess.to_dict(),
+        "protocol": {},
+        "metrics": {},
+        "versions": {},
+        **more,
+    }
 
 
 def load(path: str | Path, backbone: Backbone | str | None = None) -> Adapter:

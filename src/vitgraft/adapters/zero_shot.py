@@ -123,18 +123,16 @@ def zero_shot(
     with torch.no_grad():
         head.projection.copy_(texts.projection)
         head.fc.weight.copy_(texts.scale * F.normalize(torch.stack(embeddings), dim=-1))
-    header = {
-        "task": "classify",
-        "method": "linear",
-        "arguments": {},
-        "backbone": {key: getattr(loaded, key) for key in ("name", "source", "license", "fingerprint")},
-        "head": {"name": "text", "options": options, "neck_blocks": 0, "neck_width": settings.neck_width},
-        "classes": names,
-        "preprocess": preprocess.to_dict(),
-        "protocol": {**asdict(settings), "image_size": list(preprocess.size), "zero_shot": [texts.name, *templates]},
-        "metrics": {"metric": task.metric, "value": None, "interval": None, "split": None},
-        "versions": {"text": texts.name, "torch": torch.__version__, "timm": timm.__version__},
-    }
+    header = adapter.told(
+        model,
+        preprocess,
+        names,
+        head="text",
+        head_options=options,
+        protocol={**asdict(settings), "image_size": list(preprocess.size), "zero_shot": [texts.name, *templates]},
+        metrics={"metric": task.metric, "value": None, "interval": None, "split": None},
+        versions={"text": texts.name, "torch": torch.__version__, "timm": timm.__version__},
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     adapter.write(out, model.state(), header)
     return out

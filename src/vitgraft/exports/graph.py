@@ -140,8 +140,8 @@ def as_graph() -> Iterator[None]:
 
 
 def _suppressed(boxes: Tensor, scores: Tensor, labels: Tensor, overlap: float) -> Tensor:
-    """Those of one label lie where no other's do."""
-    apart = labels.to(boxes) * (boxes.max() + 1)
+    """Those of one label lie where no other's do. There may be none: a picture shows nothing that is sure enough."""
+    apart = labels.to(boxes) * (torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1)
     return box_ops.nms(boxes + apart[:, None], scores, overlap)
 
 

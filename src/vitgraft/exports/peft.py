@@ -149,23 +149,8 @@ def from_peft(
     images = random_pictures(preprocess)
     with torch.no_grad():
         difference, relative = _compared(model(images), theirs(images))
-    header = {
-        "task": "classify",
-        "method": "peft",
-        "arguments": model.method.arguments(),
-        "backbone": {
-            "name": backbone.name,
-            "source": backbone.source,
-            "license": backbone.license,
-            "fingerprint": backbone.fingerprint,
-        },
-        "head": {"name": "linear", "options": {}, "neck_blocks": 0, "neck_width": 0},
-        "classes": names,
-        "preprocess": preprocess.to_dict(),
-        "protocol": asdict(Settings()),
-        "metrics": {},
-        "versions": {"peft": peft.__version__, "timm": timm.__version__},
-    }
+    versions = {"peft": peft.__version__, "timm": timm.__version__}
+    header = adapter.told(model, preprocess, names, protocol=asdict(Settings()), versions=versions)
     size = adapter.write(out, adapter.compact(model.state()), header)
     return {
         "file": str(out),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from vitgraft import methods
+from vitgraft.adapters import file as adapter
 from vitgraft.common.errors import RequestError
 from vitgraft.model import build
 from vitgraft.testing.backbones import REFUSED, random_backbone, random_images
@@ -97,16 +98,4 @@ def steps(model, images, n=2, lr=1e-2):
 
 
 def header_of(model):
-    backbone = model.backbone
-    return {
-        "task": "classify",
-        "method": model.method.name(),
-        "arguments": model.method.arguments(),
-        "backbone": {"name": backbone.name, "source": backbone.source, "fingerprint": backbone.fingerprint},
-        "head": {"name": "linear", "options": {}, "neck_blocks": 0, "neck_width": 0},
-        "classes": [f"class {i}" for i in range(CLASSES)],
-        "preprocess": backbone.preprocess().to_dict(),
-        "protocol": {},
-        "metrics": {},
-        "versions": {},
-    }
+    return adapter.told(model, model.backbone.preprocess(), [f"class {i}" for i in range(CLASSES)])

@@ -314,9 +314,7 @@ class _Fitting:
             write_bytes(self.out / "metrics.jsonl", lines.encode())
 
     def _write(self, tensors: dict, progress: Progress, final: Evaluation | None, spent: dict[str, Any]) -> None:
-        backbone, settings = self.model.backbone, self.settings
-        counts = cost.parameters(self.model)
-        named = {key: getattr(backbone, key) for key in ("name", "source", "license", "fingerprint")}
+        settings, counts = self.settings, cost.parameters(self.model)
         protocol: dict[str, Any] = {
             **asdict(settings),
             "precision": resolved_precision(settings.precision, settings.device),
@@ -338,29 +336,22 @@ class _Fitting:
             "interval": list(final.interval) if final and final.interval else None,
             "split": settings.eval_split,
         }
-        common = {
-            "task": self.asked["task"],
-            "head": {
-                "name": self.asked["head"],
-                "options": self.head_options,
-                **{name: getattr(settings, name) for name in adapter.NECK},
-            },
-            "method": self.asked["method"],
-            "arguments": self.model.method.arguments(),
-            "backbone": named,
-        }
-        header = {
-            **common,
-            "classes": list(self.found.classes),
-            "preprocess": self.preprocess.to_dict(),
-            "protocol": protocol,
-            "metrics": value,
-            "versions": versions,
-        }
+        header = adapter.told(
+            self.model,
+            self.preprocess,
+            self.found.classes,
+            task=self.asked["task"],
+            head=self.asked["head"],
+            head_options=self.head_options,
+            neck={name: getattr(settings, name) for name in adapter.NECK},
+            protocol=protocol,
+            metrics=value,
+            versions=versions,
+        )
         size = adapter.write(self.out / "adapter.safetensors", tensors, header)
         pictures = {n: len(s) for n, s in self.found.splits.items()}
         result = {
-            **common,
+            **{name: header[name] for name in ("task", "head", "method", "arguments", "backbone")},
             **value,
             "numbers": final.numbers if final else {},
             "parameters": counts["method"],
