@@ -106,4 +106,5 @@ def test_nothing_is_left_of_a_failure(tmp_path, monkeypatch):
 def test_without_scikit_learn(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(RequestError, match=r"pip install 'vitgraft\[demo\]'"):
-        digits.write(tmp_path / "new", "digits")
+        digits.write(tmp_path / "new" / "pictures", "digits")
+    assert not list(tmp_path.iterdir()), "what is left would stand in the way of the next attempt"

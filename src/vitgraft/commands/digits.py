@@ -84,6 +84,7 @@ def write(
         raise RequestError(f"a size of {size} pixels shows no digits: ask for 16 or more.")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise RequestError(f"{root} already holds something: name a folder that is new or empty.")
+    written = _handwriting(seed)  # before any folder is made
     root.parent.mkdir(parents=True, exist_ok=True)
     unfinished = root.with_name(f".{root.name}.{os.getpid()}")
     try:
@@ -92,7 +93,7 @@ def write(
             for name in classes:
                 (folder / name).mkdir(parents=True)
             rng = np.random.default_rng([seed, number])
-            hand = _Hand(_handwriting(seed)[split], rng)
+            hand = _Hand(written[split], rng)
             for index, glyph in enumerate(_glyphs(rng, count)):
                 name = classes[TASKS[task].answer(glyph)]
                 _draw(glyph, hand, size, rng).save(folder / name / f"{index:04}.png")
