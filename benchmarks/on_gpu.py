@@ -150,9 +150,8 @@ def steps(given: argparse.Namespace) -> dict[str, Any]:
     seconds = _steps(given, ("full", *STEPS), torchs_norms=True)
     print(step_time.table(seconds, ["full"]))
     test = sum(task.sizes["test"] for task in find("vtab-1k").tasks)
-    passes = (
-        test / given.batch_size * statistics.median(seconds["full"]) / 3
-    )  # one without gradients: a third of a step
+    # A pass without gradients is a third of a step.
+    passes = test / given.batch_size * statistics.median(seconds["full"]) / 3
     trained = 19 * EPOCHS * (1000 // given.batch_size)  # steps
     minutes = {name: (trained * statistics.median(of) + passes) / 60 for name, of in seconds.items()}
     print(f"VTAB-1k, minutes a method and seed: {', '.join(f'{name} {of:.1f}' for name, of in minutes.items())}")

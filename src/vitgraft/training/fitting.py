@@ -265,18 +265,17 @@ class _Fitting:
     def _look(self, split: str, pictures: LoadedPictures, training: bool) -> None:
         """Counts what a split shows of each class, and says what it lacks."""
         classes, shown = self.found.classes, pictures.shown
+        notes: list[str] = []
         if training:
             audit.check_learnable(split, shown, classes)
-            self.class_weights, said = audit.weights_by(self.settings.class_weights, shown, classes)
-            for note in said:
-                self.console.note(note)
+            self.class_weights, notes = audit.weights_by(self.settings.class_weights, shown, classes)
             if power := CLASS_WEIGHTS[self.class_weights]:
                 self.model.head.balance(shown.things, power)
             self.examples = [
                 (name, str(pictures.paths[k])) for name, k in zip(classes, shown.first, strict=True) if k >= 0
             ]
         self.counts[split] = audit.counts(shown, classes)
-        for note in audit.missing(split, shown, classes, training=training):
+        for note in [*notes, *audit.missing(split, shown, classes, training=training)]:
             self.notes.append(note)
             self.console.note(note)
 
