@@ -270,12 +270,37 @@ def test_segments_share_no_pixel_and_stuff_is_one():
     assert empty["boxes"].shape == (0, 4)
 
 
-def test_the_panoptic_form_trains_as_instances_do():
+def test_with_queries_given_the_panoptic_form_trains_as_instances_do():
     options = {"masks": True, **SMALL}
     one, other = made(Queries, (32,), CLASSES, **options), made(Queries, (32,), CLASSES, things=(0, 2), **options)
     given = one_map(sizes=SIZES)
     losses = [head.eval()(given, targets_of(head, given)) for head in (one, other)]
     assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])
+
+
+def test_stuff_has_queries_of_its_own_and_things_are_matched_to_the_others():
+    head = made(Queries, (32,), CLASSES, masks=True, things=(1,), blocks=1, mlp=16)
+    assert (head.own, len(head.queries)) == (2, 102)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 102, CLASSES + 1, generator=generator, requires_grad=True)
+    masks = torch.randn(1, 102, 8, 12, generator=generator)
+    cells = torch.zeros(4, 8, 12)
+    cells[0, :3], cells[1, 5:], cells[2, 3:5, :6], cells[3, 3:5, 6:] = 1, 1, 1, 1
+    masks[0, 70], masks[0, 40] = 9 * (2 * cells[2] - 1), 9 * (2 * cells[3] - 1)  # whom the two things suit
+    masks[0, 1] = masks[0, 70]  # better than any, but it belongs to class 2
+    masks.requires_grad_()
+    # Class 2 is stuff, and lies in two pieces: it is one all the same.
+    target = {"labels": torch.tensor([2, 2, 1, 1]), "masks": cells.to(torch.uint8)}
+    losses = head.told([(logits, masks)], one_map(), [target])
+    goals = torch.full((1, 102), CLASSES)
+    goals[0, 1], goals[0, 70], goals[0, 40] = 2, 1, 1
+    weights = torch.tensor([1.0] * CLASSES + [0.1])
+    torch.testing.assert_close(losses["class"], 2 * torch.nn.functional.cross_entropy(logits.mT, goals, weights))
+    truth = torch.stack([cells[0] + cells[1], cells[2], cells[3]]).flatten(1)
+    rows = masks[0, [1, 70, 40]].flatten(1)
+    expected = 5 * masks_of.dice(rows, truth, torch.ones(96)).mean()
+    torch.testing.assert_close(losses["dice"], expected)
+    assert made(Queries, (32,), CLASSES, masks=True, things=(), blocks=1, mlp=16).own == CLASSES
 
 
 def test_of_segments_each_class_has_a_query_of_its_own():

@@ -29,12 +29,13 @@ QUERIES = 100  # of objects, unless said otherwise
 class QueryMasks(nn.Module):
     """M queries of width E; a head says how they come to know the picture.
 
-    queries: M, more than a picture has objects; 0: 100. Of segments 0 stands for one query for each class, to which it
-    belongs (fixed matching where M = K: MaskFormer, Cheng et al. 2021, arXiv 2107.06278, section 3.2), which teaches it
-    that class in a few hundred steps (docs/results.md#query-masks). score_threshold, detections (per picture): what is
-    predicted of instances. things: where every pixel is to be told its class and its object, the labels of the classes
-    that are countable; segments are then what is predicted, of which no two share a pixel, from queries of a chance of
-    `sure`, which keep `overlap` of their mask against the others (Mask2Former: 0.8 both).
+    queries: more than a picture has objects, all matched to what it shows (Mask2Former). 0: a class that is not
+    countable has a query of its own (MaskFormer's fixed matching, Cheng et al. 2021, arXiv 2107.06278, section 3.2),
+    which learns it in a few hundred steps (docs/results.md#query-masks), and 100 more are matched to objects of the
+    others, if there are any. M is the sum. score_threshold, detections (per picture): what is predicted of instances.
+    things: where every pixel is to be told its class and its object, the labels of the classes that are countable;
+    segments are then what is predicted, of which no two share a pixel, from queries of a chance of `sure`, which keep
+    `overlap` of their mask against the others (Mask2Former: 0.8 both).
 
     Parameters: M E + (E + 1) (K + 1) + 3 (E^2 + E) + 2 (4 E^2 + 12 E).
     """
@@ -53,9 +54,11 @@ class QueryMasks(nn.Module):
         overlap: float,
     ) -> None:
         super().__init__()
-        self.matched = masks or queries > 0
-        queries = queries or (QUERIES if masks else classes)
         self.things = None if things is None else tuple(things)
+        countable = range(classes) if masks and things is None else self.things or ()
+        own = [] if queries else [k for k in range(classes) if k not in countable]
+        self.own = len(own)  # the first queries: each of one class
+        queries = self.own + (queries or (QUERIES if countable else 0))
         self.sure, self.overlap = sure, overlap
         self.instances, self.classes = masks, classes
         self.score_threshold, self.detections = score_threshold, detections
@@ -68,6 +71,10 @@ class QueryMasks(nn.Module):
         weights = torch.ones(classes + 1)
         weights[-1] = NOTHING
         self.register_buffer("weights", weights, persistent=False)
+        self.query_of: Tensor  # of each class: the query of its own, or -1
+        query_of = torch.full((classes,), -1)
+        query_of[own] = torch.arange(self.own)
+        self.register_buffer("query_of", query_of, persistent=False)
 
     def balance(self, counts: Sequence[int], power: float = 1.0) -> None:
         """RequestError: its losses are of whole masks, however large, and so know no rare pixels."""
@@ -108,25 +115,36 @@ class QueryMasks(nn.Module):
         found = []
         for target in targets:
             if self.instances:
-                labels, masks = target["labels"], target["masks"].float()
+                labels, masks = self._whole(target["labels"], target["masks"].float())
                 counts = torch.ones_like(masks[0]) if len(masks) else target["masks"].new_ones(size).float()
             else:
                 there = target.unique()
                 labels = there[there != IGNORED].long()
                 masks = (target == labels[:, None, None]).float()
                 counts = (target != IGNORED).float()
-            if len(labels) > len(self.queries):
+            objects, free = int((self.query_of[labels] < 0).sum()), len(self.queries) - self.own
+            if objects > free:
                 raise RequestError(
-                    f"A picture has {len(labels)} objects, but there are {len(self.queries)} queries, each of which "
-                    f"finds one: give the head queries={2 * len(labels)}."
+                    f"A picture has {objects} objects, but there are {free} queries, each of which finds one: give the "
+                    f"head queries={2 * objects}."
                 )
             masks, counts = (F.adaptive_avg_pool2d(each[None], size)[0] for each in (masks, counts[None]))
             found.append((labels, masks, counts[0]))
         return found
 
+    def _whole(self, labels: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, where what there is of a class that has a query of its own is one mask."""
+        if self.own:
+            countable = self.query_of[labels] < 0
+            there = labels[~countable].unique()
+            of_each = [masks[labels == label].amax(0) for label in there]
+            labels = torch.cat([there, labels[countable]])
+            masks = torch.cat([torch.stack(of_each) if of_each else masks[:0], masks[countable]])
+        return labels, masks
+
     def _losses(self, logits: Tensor, masks: Tensor, wanted: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
-        """Of one prediction: every object is given the query that suits it best, or that of its class; all others are
-        to say nothing."""
+        """Of one prediction: every object is given the query of its class or the one that suits it best; all others
+        are to say nothing."""
         number = max(sum(len(labels) for labels, _, _ in wanted), 1)
         goals = torch.full(logits.shape[:2], self.classes, device=logits.device)
         mask_loss, dice_loss = masks.sum() * 0.0, masks.sum() * 0.0
@@ -134,10 +152,7 @@ class QueryMasks(nn.Module):
             if not len(labels):
                 continue
             flat, true = (masks[b].flatten(1), truth.flatten(1))
-            if self.matched:
-                rows, columns = match(logits[b], flat, labels, true, counts.flatten())
-            else:
-                rows, columns = labels, torch.arange(len(labels), device=labels.device)
+            rows, columns = self._pairs(logits[b], flat, labels, true, counts.flatten())
             goals[b, rows] = labels[columns]
             mask_loss = mask_loss + cross_entropy(flat[rows], true[columns], counts.flatten()).sum()
             dice_loss = dice_loss + dice(flat[rows], true[columns], counts.flatten()).sum()
@@ -146,6 +161,15 @@ class QueryMasks(nn.Module):
             "mask": COSTS["mask"] * mask_loss / number,
             "dice": COSTS["dice"] * dice_loss / number,
         }
+
+    def _pairs(
+        self, logits: Tensor, masks: Tensor, labels: Tensor, truth: Tensor, counts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and objects that belong together, as `match` has them, of all queries."""
+        own = self.query_of[labels]
+        fixed, free = (own >= 0).nonzero()[:, 0], (own < 0).nonzero()[:, 0]
+        rows, columns = match(logits[self.own :], masks[self.own :], labels[free], truth[free], counts)
+        return torch.cat([own[fixed], self.own + rows]), torch.cat([fixed, free[columns]])
 
     # Predictions
 
