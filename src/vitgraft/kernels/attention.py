@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from .recompute import recomputed
 
 MOST_TOKENS = 600
-AT_ONCE = 2**20  # bytes of float32 scores: what the caches hold
+AT_ONCE = 2**21  # bytes of float32 scores: what the caches hold
 
 
 def attention(
@@ -73,10 +73,11 @@ class _Attention(torch.autograd.Function):
             Q, K, V, G = (t[at].flatten(0, 1) for t in (q, k, v, grad))
             scores = Q.to(wide) * ctx.scale @ K.to(wide).mT
             if mask is not None:
-                scores = scores + mask[torch.arange(i, min(i + pictures, B)) % len(mask), at[1]].flatten(0, 1)
+                own = mask[torch.arange(i, min(i + pictures, B)) % len(mask), at[1]]
+                scores.add_(own.flatten(0, 1))
             weights = torch.softmax(scores, -1)
-            into = (G @ V.mT).to(wide)
-            into = (weights * (into - (weights * into).sum(-1, keepdim=True)) * ctx.scale).to(q.dtype)
+            into = torch._softmax_backward_data((G @ V.mT).to(wide), weights, -1, wide)
+            into = into.mul_(ctx.scale).to(q.dtype)
             for made, part in zip(grads, (into @ K, into.mT @ Q, weights.to(q.dtype).mT @ G), strict=True):
                 made[at] = part.view_as(made[at])
         return *grads, None, None
