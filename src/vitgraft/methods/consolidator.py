@@ -24,7 +24,7 @@ from ..kernels.linear import Change, Effective, cast_once, few_bits, frozen_line
 from ..method import Method, check_share
 
 LAYERS = ("qkv", "proj", "fc1", "fc2")
-AT_ONCE = 32  # inputs; of more, the product of several groups spends itself on what is not kept
+SIDE = 64  # bytes of the shorter side of a product: of less it is slow, of more it spends itself on what is not kept
 
 
 class Consolidator(Method):
@@ -203,7 +203,8 @@ class Grouped(Effective):
         """
         n = shape[1]
         g = x.shape[1] // n
-        m = max(k for k in range(1, g + 1) if not g % k and (k * n <= AT_ONCE or k == 1))
+        side = min(n, shape[0] // self.parts // g) * x.element_size()
+        m = next(k for k in range(1, g + 1) if not g % k and (k * side >= SIDE or k == g))
         outs, ins = dy.unflatten(1, (self.parts, g // m, -1)), self._grouped(x, g).unflatten(1, (g // m, -1))
         if x.device.type == "cpu":  # products read parts of a matrix in place, where einsum lays all of it out anew
             pairs = ((p, k) for p in range(self.parts) for k in range(g // m))
