@@ -13,7 +13,7 @@ from test_server import AUTHORISED, TOKEN, files_of, jpeg
 
 from vitgraft.backbones import Backbone
 from vitgraft.common.errors import RequestError
-from vitgraft.serve.server import Limits
+from vitgraft.serve.asked import Limits
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'vitgraft[serve-ray]'")
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install 'vitgraft[serve-ray]'")

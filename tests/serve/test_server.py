@@ -16,7 +16,8 @@ from PIL import Image
 
 from vitgraft.backbones import Backbone
 from vitgraft.common.errors import RequestError
-from vitgraft.serve.server import Limits, create
+from vitgraft.serve.asked import Limits
+from vitgraft.serve.server import create
 from vitgraft.serve.stored import Stored
 
 TOKEN = "a secret"

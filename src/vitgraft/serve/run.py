@@ -28,7 +28,8 @@ def serve(
     try:
         import uvicorn
 
-        from .server import Limits, create
+        from .asked import Limits
+        from .server import create
     except ModuleNotFoundError as error:
         raise RequestError(
             f"The server needs the package {error.name}: install it (pip install 'vitgraft[serve]')."
