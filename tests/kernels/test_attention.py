@@ -54,6 +54,16 @@ def test_a_mask_that_trains_has_a_gradient():
     assert mask.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("masks", [0, 3])
+def test_a_backward_inside_autocast_is_the_same_to_the_bit(masks):
+    inputs = drawn(torch.bfloat16, pictures=6)
+    mask = torch.randn(masks, 2, 9, 9, dtype=torch.bfloat16) if masks else None
+    outside = gradients(lambda q, k, v: attention(q, k, v, mask), inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = gradients(lambda q, k, v: attention(q, k, v, mask), inputs)
+    assert all(torch.equal(one, other) for one, other in zip(inside, outside, strict=True))
+
+
 def test_in_bf16_they_are_no_further_off_than_torchs_own():
     inputs = drawn(torch.bfloat16)
     exact = gradients(F.scaled_dot_product_attention, [t.detach().double().requires_grad_() for t in inputs])

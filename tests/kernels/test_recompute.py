@@ -1,7 +1,5 @@
 """What backward makes again is what was there, and is not kept."""
 
-import gc
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,15 +39,13 @@ def test_the_outputs_are_not_kept(given):
     assert y.requires_grad
 
 
-def test_a_place_in_memory_that_is_another_tensors_by_now_is_not_mistaken(given):
-    """A tensor that nothing kept is freed, and its memory given to the next one."""
+def test_a_place_in_memory_that_is_another_tensors_by_now_is_not_mistaken(given, monkeypatch):
+    """A tensor that nothing kept is freed, and its memory given to the next one; here every tensor has the same."""
+    monkeypatch.setattr("vitgraft.kernels.recompute._identity", lambda t: 0)
     x, W = given
     with recomputing():
-        for _ in range(20):
-            recomputed(F.gelu, x * 2)
-            gc.collect(0)  # of all that tests have loaded it takes seconds
-            z = torch.sin(x)  # likely in the memory just freed
-            y = F.linear(z, W)
+        recomputed(F.gelu, x * 2)
+        y = F.linear(torch.sin(x), W)
     y.sum().backward()
     torch.testing.assert_close(W.grad, torch.autograd.grad(F.linear(torch.sin(x), W).sum(), W)[0])
 

@@ -192,11 +192,11 @@ class _Run:
             learned = self._read(model, shots, images)
             if self.what.head == "cosine":
                 model.head.take(self._pooled(model, images, learned), labels)
-            self._fit(model, images, labels, learned)
-            with torch.no_grad():
-                if self.what.head == "nearest":
-                    model.head.take(self._pooled(model, images, learned), labels)
-                answers = model(asked, None, self._read(model, queries, asked))
+        self._fit(model, images, labels, learned)
+        with self.fabric.autocast(), torch.no_grad():
+            if self.what.head == "nearest":
+                model.head.take(self._pooled(model, images, learned), labels)
+            answers = model(asked, None, self._read(model, queries, asked))
         return float((answers.argmax(1) == targets).float().mean())
 
     def _images(self, indices: list[int]) -> Tensor:

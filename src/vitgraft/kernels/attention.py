@@ -62,22 +62,23 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, mask = ctx.saved_tensors
-        B, h, T, _ = q.shape
-        wide = torch.promote_types(q.dtype, torch.float32)
-        grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        some = max(1, AT_ONCE // (4 * T * k.shape[2]))
-        pictures, heads = max(1, some // h), min(some, h)
-        for i, j in product(range(0, B, pictures), range(0, h, heads)):
-            at = slice(i, i + pictures), slice(j, j + heads)
-            Q, K, V, G = (t[at].flatten(0, 1) for t in (q, k, v, grad))
-            scores = Q.to(wide) * ctx.scale @ K.to(wide).mT
-            if mask is not None:
-                own = mask[torch.arange(i, min(i + pictures, B)) % len(mask), at[1]]
-                scores.add_(own.flatten(0, 1))
-            weights = torch.softmax(scores, -1)
-            into = torch._softmax_backward_data((G @ V.mT).to(wide), weights, -1, wide)
-            into = into.mul_(ctx.scale).to(q.dtype)
-            for made, part in zip(grads, (into @ K, into.mT @ Q, weights.to(q.dtype).mT @ G), strict=True):
-                made[at] = part.view_as(made[at])
+        with torch.autocast(grad.device.type, enabled=False):  # a user's loop may be inside it
+            q, k, v, mask = ctx.saved_tensors
+            B, h, T, _ = q.shape
+            wide = torch.promote_types(q.dtype, torch.float32)
+            grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+            some = max(1, AT_ONCE // (4 * T * k.shape[2]))
+            pictures, heads = max(1, some // h), min(some, h)
+            for i, j in product(range(0, B, pictures), range(0, h, heads)):
+                at = slice(i, i + pictures), slice(j, j + heads)
+                Q, K, V, G = (t[at].flatten(0, 1) for t in (q, k, v, grad))
+                scores = Q.to(wide) * ctx.scale @ K.to(wide).mT
+                if mask is not None:
+                    own = mask[torch.arange(i, min(i + pictures, B)) % len(mask), at[1]]
+                    scores.add_(own.flatten(0, 1))
+                weights = torch.softmax(scores, -1)
+                into = torch._softmax_backward_data((G @ V.mT).to(wide), weights, -1, wide)
+                into = into.mul_(ctx.scale).to(q.dtype)
+                for made, part in zip(grads, (into @ K, into.mT @ Q, weights.to(q.dtype).mT @ G), strict=True):
+                    made[at] = part.view_as(made[at])
         return *grads, None, None
