@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from vitgraft.common.errors import RequestError, WorkError
 from vitgraft.data import BadPicture, Pictures, Preprocess, Split, epoch_batches, even_batches, read
+from vitgraft.data.loader import GIVEN
 
 PREPROCESS = Preprocess(size=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
@@ -89,6 +91,12 @@ def test_many_bad_pictures_are_counted(split: Split) -> None:
         path.write_text("")
     with pytest.raises(WorkError, match=r"but 7 cannot be: .*, and 2 more; "):
         Pictures(split, PREPROCESS, workers=0)
+
+
+def test_of_pictures_that_were_given_no_split_is_named(split: Split) -> None:
+    split.paths[1].write_text("")
+    with pytest.raises(WorkError, match=r"^7 pictures were to be read, but 1 cannot be: "):
+        Pictures(replace(split, name=GIVEN), PREPROCESS, workers=0)
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 20])

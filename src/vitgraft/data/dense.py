@@ -18,7 +18,7 @@ from ..common.settings import MASKED
 from .audit import Seen, Shown, shown_by
 from .augment import STRIDE, Augment, Truth, evaluation_view
 from .batch import Batch
-from .loader import AS_THEY_ARE, even_batches, loaded
+from .loader import AS_THEY_ARE, bad_pictures, even_batches, loaded
 from .mask_values import BadTruth, load_mask
 from .mixed import drawn
 from .pictures import BadPicture, Levels, open_picture
@@ -82,7 +82,7 @@ class DensePictures:
         bad = [(found.file, _reason(found)) for found in checked if isinstance(found, Problem)]
         good = [index for index, found in enumerate(checked) if not isinstance(found, Problem)]
         if bad and (not skip_bad or not good):
-            raise WorkError(_bad_pictures(split, bad, skip_bad))
+            raise WorkError(bad_pictures(split, bad, "used with their truth", skip_bad=skip_bad))
         self.skipped = [*split.left_out, *bad]
         self.split = split.take(good)
         seen = [found for found in checked if not isinstance(found, Problem)]
@@ -242,13 +242,3 @@ def _batch(items: list[Item]) -> Batch:
     pixels, sizes, targets, indices = zip(*items, strict=True)
     truth = torch.stack(targets) if isinstance(targets[0], Tensor) else list(targets)
     return Batch(torch.stack(pixels), list(sizes), truth, torch.tensor(indices))
-
-
-def _bad_pictures(split: DenseSplit, bad: list[tuple[Path, str]], skip_bad: bool, most: int = 5) -> str:
-    listed = ", ".join(f"{path} ({reason})" for path, reason in bad[:most])
-    more = f", and {len(bad) - most} more" if len(bad) > most else ""
-    way = "" if skip_bad else ", or leave them out with --skip-bad"
-    return (
-        f"{len(split)} pictures of split {split.name!r} were to be used with their truth, but {len(bad)} cannot be: "
-        f"{listed}{more}; replace or remove them{way}"
-    )

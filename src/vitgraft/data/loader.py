@@ -21,6 +21,7 @@ from .preprocess import Preprocess
 if TYPE_CHECKING:
     from .recipes import Recipe
 
+GIVEN = "given"  # the split of pictures that belong to no data set
 AS_THEY_ARE = ("",)  # the one view of pictures that are not augmented
 _CHUNK = 32  # pictures that a worker process decodes at a time when all are checked
 
@@ -153,7 +154,7 @@ class Pictures:
         self._pixels, good, bad = self._decode_all(keep, progress)
         self.skipped = [(split.paths[index], reason) for index, reason in bad]
         if bad and not skip_bad:
-            raise WorkError(_bad_pictures(split, self.skipped))
+            raise WorkError(bad_pictures(split, self.skipped, "decoded"))
         if truth is None:
             truth = OneClass(max(split.labels, default=0) + 1)
         truth.check(split, good)
@@ -242,13 +243,13 @@ def loaded(
         ) from error
 
 
-def _bad_pictures(split: Split, bad: list[tuple[Path, str]], most: int = 5) -> str:
+def bad_pictures(split: Any, bad: list[tuple[Path, str]], wanted: str, *, skip_bad: bool = False, most: int = 5) -> str:
+    """That pictures of a split cannot be what was wanted of them, decoded for one, and what to do."""
     listed = ", ".join(f"{path} ({reason})" for path, reason in bad[:most])
     more = f", and {len(bad) - most} more" if len(bad) > most else ""
-    return (
-        f"{len(split)} pictures of split {split.name!r} were to be decoded, but {len(bad)} cannot be: {listed}{more}; "
-        "replace or remove them, or leave them out with --skip-bad"
-    )
+    what = "were to be read" if split.name == GIVEN else f"of split {split.name!r} were to be {wanted}"
+    way = "" if skip_bad else ", or leave them out with --skip-bad"
+    return f"{len(split)} pictures {what}, but {len(bad)} cannot be: {listed}{more}; replace or remove them{way}"
 
 
 def epoch_batches(

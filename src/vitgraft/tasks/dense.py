@@ -14,6 +14,7 @@ from ..common.settings import DENSE_METHOD, Settings
 from ..data import Batch, Preprocess
 from ..data.augment import Augment
 from ..data.dense import DensePictures
+from ..data.loader import GIVEN
 from ..data.objects import Fault, Objects, gather, picture_size
 from ..data.recognise import read_dense
 from ..data.truth import DenseSet, DenseSplit
@@ -48,7 +49,7 @@ class DenseTask(Task):
 
     def unlabelled(self, paths: Sequence[Path]) -> DenseSplit:
         """Of every picture the head is read, for its size as it stands upright."""
-        return DenseSplit("given", tuple(paths), objects=tuple(_nothing(path) for path in paths))
+        return DenseSplit(GIVEN, tuple(paths), objects=tuple(_nothing(path) for path in paths))
 
     def preprocess(self, backbone: Backbone, size: tuple[int, int] | None) -> Preprocess:
         native = backbone.native

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..common.settings import Settings
 from ..data import Batch, Pictures, Preprocess, Split, Truth
+from ..data.loader import GIVEN
 from ..data.recipes import Recipe
 from .base import Task
 
@@ -32,7 +33,7 @@ class Whole(Task):
         return self.found(answer)
 
     def unlabelled(self, paths: Sequence[Path]) -> Split:
-        return Split("given", tuple(paths), (self._nothing,) * len(paths))
+        return Split(GIVEN, tuple(paths), (self._nothing,) * len(paths))
 
     _nothing: Any = 0  # a label where there is none
 
