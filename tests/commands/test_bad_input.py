@@ -177,9 +177,9 @@ def test_a_backbone_that_no_source_has(refused_fit):
     has(said, "Connect to the model hub", "ARCHITECTURE=PATH")
 
 
-def test_a_depth_that_four_stages_do_not_divide(refused_fit, tmp_path):
+def test_fewer_blocks_than_stages(refused_fit, tmp_path):
     backbone = make_backbone(tmp_path / "three.safetensors", depth=3)
-    has(refused_fit("--backbone", backbone), "4 equal stages", "has 3", "take a backbone")
+    has(refused_fit("--backbone", backbone), "HST has 4 stages", "has 3", "take a backbone")
 
 
 def test_an_option_of_another_method(refused_fit):

@@ -125,8 +125,15 @@ def test_sizes_that_cannot_be(arguments, message):
 
 
 def test_a_depth_that_four_does_not_divide():
-    with pytest.raises(RequestError, match=r"4 equal stages, but tiny cls has 6: .*multiple of 4"):
-        build(random_backbone("cls", depth=6), "hst", classes=3)
+    model = build(random_backbone("cls", depth=7), "hst", classes=3).eval()
+    assert [list(blocks) for blocks in model.method.reads] == [[0], [1, 2], [3, 4], [5, 6]]
+    assert [len(stage.blocks) for stage in model.method.stages] == [1, 2, 2, 2]
+    assert model(torch.randn(2, 3, 32, 48)).shape == (2, 3)
+
+
+def test_a_backbone_of_fewer_blocks_than_stages():
+    with pytest.raises(RequestError, match=r"HST has 4 stages, .* but tiny cls has 3: take a backbone of at least 4"):
+        build(random_backbone("cls", depth=3), "hst", classes=3)
 
 
 def test_detached_reads_without_autograd_and_takes_what_was_read(backbone, images):

@@ -57,11 +57,12 @@ class HST(Method):
     where there is none), LayerNorms stay frozen, every tap is read without autograd, so that a picture's pass through
     the backbone happens once, whatever the number of epochs or tasks.
 
-    Parameters with widths d_s, L blocks of width D, M meta tokens, FFN ratio r, as published:
+    Parameters with widths d_s, L blocks of width D, L_s of them in a stage (L/4; one more in the later ones where four
+    does not divide L), M meta tokens, FFN ratio r, as published:
         stem     27 d_1 + 2 d_1 + 4 d_1^2 + d_1 + 2 d_1
         down     sum over s > 1 of 9 d_{s-1} d_s + 3 d_s
-        blocks   sum over s of L/4 ((4 + 2 r) d_s^2 + (9 + r) d_s)
-        bridge   sum over s of (D + 1) d_s + L/4 2 d_s
+        blocks   sum over s of L_s ((4 + 2 r) d_s^2 + (9 + r) d_s)
+        bridge   sum over s of (D + 1) d_s + L_s 2 d_s
         norms    sum over s of 2 d_s
         inside   L M D + 4 L D          (none of it when detached)
     = 764,840 on ViT-B/16 (718,760 detached); the head adds (d_4 + 1) K, 73 per class, or (d_4 + D + 1) K where it sees
@@ -185,15 +186,17 @@ class HST(Method):
 
 
 def _stages(backbone: Backbone) -> list[range]:
-    """The blocks that each stage reads: a quarter of all, as published; or, ours, of a backbone that has four stages of
-    its own the last three of each, which are near to what the next one receives."""
+    """The blocks that each stage reads: a quarter of all, as published, and where four does not divide them (ours:
+    SigLIP's So400m has 27) one more in the later stages, whose maps are small; or, ours, of a backbone that has four
+    stages of its own the last three of each, which are near to what the next one receives."""
     L = backbone.depth
     if len(backbone.stages) == STAGES:
         return [stage[-READ:] for stage in backbone.stages]
-    if L % STAGES or len(backbone.stages) > 1:
+    if L < STAGES or len(backbone.stages) > 1:
+        stages = f" in {len(backbone.stages)} stages" if len(backbone.stages) > 1 else ""
         raise RequestError(
-            f"HST splits the blocks into {STAGES} equal stages, but {backbone.name} has {L}: "
-            f"take a backbone whose depth is a multiple of {STAGES}."
+            f"HST has {STAGES} stages, each of which reads a part of the blocks, but {backbone.name} has {L}{stages}: "
+            f"take a backbone of at least {STAGES} blocks in one stage, or of {STAGES} stages."
         )
     return [range(s * L // STAGES, (s + 1) * L // STAGES) for s in range(STAGES)]
 
