@@ -30,3 +30,25 @@ def test_each_block_and_head_has_its_own_where_they_differ():
         assert torch.equal(rotary.of(block, 0, x)(x), alone(x))
     assert rotary.of(1, 0, x) is rotary.of(1, 0, x)  # made once for all passes
     assert not torch.equal(rotary.of(0, 0, x)(x), rotary.of(1, 0, x)(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("half", [False, True])
+def test_it_is_the_formula_forward_and_backward(half, dtype):
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, 3, 3, 8, dtype=dtype).unbind(2)[0].transpose(1, 2).requires_grad_()  # a view, as of qkv
+    angles = torch.randn(3, 5, 4, dtype=torch.promote_types(dtype, torch.float32))  # of three heads
+    wide = torch.cat([angles, angles], -1) if half else angles.repeat_interleave(2, -1)
+    rotary = Rotary(torch.cat([wide.sin(), wide.cos()], -1), False, half).of(0, 2, x)
+    y, expected = rotary(x), rotary._by_hand(x)
+    assert y.dtype == expected.dtype == angles.dtype
+    torch.testing.assert_close(y, expected)
+    (dx,), (dexpected,) = (torch.autograd.grad(t.sin().sum(), x) for t in (y, expected))
+    assert dx.dtype == dtype
+    torch.testing.assert_close(dx, dexpected)
+
+
+def test_angles_that_train_get_their_gradient():
+    embedding = torch.randn(5, 16, requires_grad=True)
+    Rotary(embedding, False, False).of(0, 0, embedding)(torch.randn(1, 3, 5, 8)).sum().backward()
+    assert embedding.grad.abs().min() > 0

@@ -5,9 +5,12 @@ Su et al. 2021, arXiv 2104.09864; on a grid Heo et al. 2024, arXiv 2403.13298. P
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class Rotary:
@@ -36,9 +39,49 @@ class Rotary:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [B, heads, T, d] -> the same, in the precision of the embedding if that is the higher one."""
+        if self.embedding.requires_grad or torch.compiler.is_compiling():
+            return self._by_hand(x)
+        turned: Tensor = _Turned.apply(x, self.sin, self.cos, self.half)
+        return turned
+
+    def _by_hand(self, x: Tensor) -> Tensor:
+        """In operations that any compiler knows, and through which angles train."""
         if self.half:
             a, b = x.chunk(2, dim=-1)
             turned = torch.cat([-b, a], dim=-1)
         else:
             turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
         return torch.addcmul(x * self.cos, turned, self.sin)
+
+
+class _Turned(torch.autograd.Function):
+    """x [B, heads, T, d] turned by angles [(heads,) T, d], of which both numbers of a pair have one; the gradient is
+    turned back by them. Nothing but the angles is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sin: Tensor, cos: Tensor, half: bool) -> Tensor:
+        ctx.save_for_backward(sin, cos)
+        ctx.half, ctx.dtype = half, x.dtype
+        return _turn(x, sin, cos, half)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        sin, cos = ctx.saved_tensors
+        return _turn(dy, -sin, cos, ctx.half).to(ctx.dtype), None, None, None
+
+
+def _turn(x: Tensor, sin: Tensor, cos: Tensor, half: bool) -> Tensor:
+    """In as few passes over memory as there are: one where pairs lie together, as complex numbers do."""
+    x = x.to(torch.promote_types(x.dtype, cos.dtype))
+    d = x.shape[-1] // 2
+    if half:
+        y = x * cos
+        y[..., :d].addcmul_(x[..., d:], sin[..., :d], value=-1)
+        y[..., d:].addcmul_(x[..., :d], sin[..., d:])
+        return y
+    pairs = (x if x.stride(-1) == 1 else x.contiguous()).unflatten(-1, (d, 2))
+    angles = torch.complex(cos[..., ::2], sin[..., ::2]).to(
+        torch.complex128 if x.dtype == torch.float64 else torch.complex64
+    )
+    return torch.view_as_real(torch.view_as_complex(pairs) * angles).flatten(-2)
