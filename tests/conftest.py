@@ -28,6 +28,15 @@ def no_network(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
+def workers_at_once(monkeypatch):
+    """Worker processes read from the first picture on, however little there is."""
+    from vitgraft.data import reader
+
+    monkeypatch.setattr(reader, "STARTS", {})
+    monkeypatch.setattr(reader, "STARTS_ANEW", 0.0)
+
+
+@pytest.fixture
 def refused(tmp_path, capsys):
     """Runs a command that must fail, and gives what it says: one line, while no file changes."""
 

@@ -30,6 +30,8 @@ from vitgraft.data.preprocess import Preprocess
 from vitgraft.data.recognise import read_dense
 from vitgraft.data.truth import Coding, DenseSplit
 
+pytestmark = pytest.mark.usefixtures("workers_at_once")
+
 
 def test_batches_of_masks(tmp_path: Path) -> None:
     found = pictures(segment_set(tmp_path), "segment")

@@ -15,6 +15,7 @@ from vitgraft.common.errors import RequestError, WorkError
 from vitgraft.data import BadPicture, Pictures, Preprocess, Split, epoch_batches, even_batches, read
 from vitgraft.data.loader import GIVEN
 
+pytestmark = pytest.mark.usefixtures("workers_at_once")
 PREPROCESS = Preprocess(size=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 

@@ -15,6 +15,7 @@ from vitgraft.common.errors import RequestError, WorkError
 from vitgraft.data.augment import Augment, fitted
 from vitgraft.data.mixed import mosaic, pasted
 
+pytestmark = pytest.mark.usefixtures("workers_at_once")
 H, W = CANVAS.size
 PLAIN = {"photometric": False, "seed": 3}
 

@@ -21,6 +21,7 @@ from vitgraft.data.loader import AS_THEY_ARE
 from vitgraft.data.recipes import Recipe
 from vitgraft.engine.activations import MemoryStore
 
+pytestmark = pytest.mark.usefixtures("workers_at_once")
 PREPROCESS = Preprocess((24, 32), (0.5, 0.4, 0.3), (0.5, 0.5, 0.5))
 DRAWN = [name for name in AUGMENTATIONS if name != "none"]
 

@@ -65,3 +65,7 @@ class LoadedPictures(Protocol):
     def batches(self, indices: Sequence[Sequence[int]], *, epoch: int | None = None) -> Iterator[Batch]:
         """For each list of indices, in order, a batch; with an epoch as training sees it then."""
         ...
+
+    def close(self) -> None:
+        """Ends the processes that read, if there are any; they start again when they are needed."""
+        ...

@@ -18,11 +18,12 @@ from ..common.settings import MASKED
 from .audit import Seen, Shown, shown_by
 from .augment import STRIDE, Augment, Truth, evaluation_view
 from .batch import Batch
-from .loader import AS_THEY_ARE, bad_pictures, even_batches, loaded
+from .loader import AS_THEY_ARE, bad_pictures, even_batches
 from .mask_values import BadTruth, load_mask
 from .mixed import drawn
 from .pictures import BadPicture, Levels, open_picture
 from .preprocess import Preprocess
+from .reader import Reader
 from .truth import DenseSplit, Problem
 
 _CHUNK = 32  # pictures that a worker process looks at in one go when all are checked
@@ -72,9 +73,7 @@ class DensePictures:
                 f"multiples of {STRIDE}; give such as {near}"
             )
         self._preprocess = preprocess
-        self._task = task
         self._classes = classes
-        self._workers = workers
         self._augment = augment
         self.views = AS_THEY_ARE if augment is None else ()
         self._cover = cover
@@ -88,6 +87,8 @@ class DensePictures:
         seen = [found for found in checked if not isinstance(found, Problem)]
         self.sizes = [each.size for each in seen]
         self.shown = shown_by(self.split, seen, classes)
+        load = partial(_load, preprocess=preprocess, masks=task in MASKED, augment=augment, cover=cover)
+        self._reader = Reader(_Each(self.split, classes, load, preprocess.levels), _same, workers)
 
     @property
     def paths(self) -> list[Path]:
@@ -108,21 +109,15 @@ class DensePictures:
         """
         if epoch is not None and self._augment is None:
             raise RequestError("batches of an epoch were asked for, but no augmentation was given; give augment=")
-        load = partial(
-            _load,
-            preprocess=self._preprocess,
-            masks=self._task in MASKED,
-            augment=self._augment if epoch is not None else None,
-            epoch=epoch,
-            cover=self._cover,
-        )
-        for items in loaded(
-            _Each(self.split, self._classes, load, self._preprocess.levels), indices, _same, self._workers
-        ):
+        for items in self._reader([[(index, epoch) for index in batch] for batch in indices]):
             for item in items:
                 if isinstance(item, Problem):  # it was good when all were checked: the file has changed since
                     raise BadTruth(item)
             yield _batch(items)
+
+    def close(self) -> None:
+        """Ends the processes that read for it; they start again when they are needed."""
+        self._reader.close()
 
     def even_batches(self, batch_size: int, *, rank: int = 0, world: int = 1) -> list[list[int]]:
         """All indices once, for evaluation, in batches of one padded size: this process's share of each.
@@ -144,7 +139,8 @@ def examine(
 ) -> list[Seen | Problem]:
     """Opens every picture and its truth: for each what was seen of it, or what is wrong."""
     found: list[Seen | Problem] = []
-    for seen in loaded(_Each(split, classes, _seen), even_batches(len(split), _CHUNK), _same, workers):
+    reader = Reader(_Each(split, classes, _seen), _same, workers)
+    for seen in reader([[(index, None) for index in chunk] for chunk in even_batches(len(split), _CHUNK)]):
         found += seen
         if progress is not None:
             progress(len(found), len(split))
@@ -160,7 +156,7 @@ def _reason(problem: Problem) -> str:
     return f"at {problem.place}: {problem.sentence}" if problem.place else problem.sentence
 
 
-def _seen(each: _Each, index: int) -> Seen:
+def _seen(each: _Each, index: int, epoch: int | None) -> Seen:
     image, truth = each.open(index)
     pixels = np.bincount(truth.ravel(), minlength=256) if isinstance(truth, np.ndarray) else None
     return Seen((image.height, image.width), pixels)
@@ -169,14 +165,14 @@ def _seen(each: _Each, index: int) -> Seen:
 def _load(
     each: _Each,
     index: int,
+    epoch: int | None,
     *,
     preprocess: Preprocess,
     masks: bool,
     augment: Augment | None,
-    epoch: int | None,
     cover: bool,
 ) -> Item:
-    if augment is not None:
+    if augment is not None and epoch is not None:
         return *drawn(each.open, index, len(each), augment, preprocess, masks, f"{epoch}/{index}"), index
     image, truth = each.open(index)
     view = evaluation_view((image.height, image.width), preprocess.size, cover)
@@ -184,14 +180,14 @@ def _load(
 
 
 class _Each(Dataset[Any]):
-    """Index to `make(self, index)` or, for a bad picture, the Problem. At module level, so that every way of starting a
-    worker process can import it."""
+    """(index, epoch) to `make(self, index, epoch)` or, for a bad picture, the Problem; epoch: the one of training that
+    sees it, or None."""
 
     def __init__(
         self,
         split: DenseSplit,
         classes: int,
-        make: Callable[[_Each, int], Any],
+        make: Callable[[_Each, int, int | None], Any],
         levels: Levels | None = None,
     ) -> None:
         self.levels = levels
@@ -210,9 +206,9 @@ class _Each(Dataset[Any]):
             raise BadTruth(fault)
         return image, truth
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, key: tuple[int, int | None]) -> Any:
         try:
-            return self.make(self, index)
+            return self.make(self, *key)
         except BadPicture as bad:
             return unreadable(bad)
         except BadTruth as bad:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..common.errors import RequestError, WorkError
 from .audit import Shown, shown_labels
@@ -17,6 +17,7 @@ from .batch import Batch
 from .dataset import Split
 from .pictures import BadPicture, open_picture
 from .preprocess import Preprocess
+from .reader import Reader
 
 if TYPE_CHECKING:
     from .recipes import Recipe
@@ -26,49 +27,47 @@ AS_THEY_ARE = ("",)  # the one view of pictures that are not augmented
 _CHUNK = 32  # pictures that a worker process decodes at a time when all are checked
 
 
+class _Key(NamedTuple):
+    """A picture: its index; the epoch of training that sees it, if any; whether its pixels are wanted."""
+
+    index: int
+    epoch: int | None = None
+    wanted: bool = True
+
+
 class _Decoded(NamedTuple):
-    pixels: Tensor  # uint8 [b, 3, H, W], the good ones
+    pixels: Tensor  # uint8 [b, 3, H, W], the good ones; without numbers where they are not wanted
     indices: list[int]  # of the good ones
     bad: list[tuple[int, str]]  # index and reason
 
 
 class _Decode(Dataset[tuple[int, Tensor | str]]):
-    """Index to (index, pixels) or, for a bad picture, (index, reason). At module level, so that every way of starting a
-    worker process can import it. recipe, epoch: of a picture as that epoch of training sees it."""
+    """Key to (index, pixels) or, for a bad picture, (index, reason)."""
 
-    def __init__(
-        self, paths: list[Path], preprocess: Preprocess, recipe: Recipe | None = None, epoch: int | None = None
-    ) -> None:
-        self.paths = paths
-        self.preprocess = preprocess
-        self.recipe = recipe
-        self.epoch = epoch
+    def __init__(self, paths: list[Path], preprocess: Preprocess, recipe: Recipe | None) -> None:
+        self.paths, self.preprocess, self.recipe = paths, preprocess, recipe
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
-        path = self.paths[index]
+    def __getitem__(self, key: _Key) -> tuple[int, Tensor | str]:
         try:
-            if self.recipe is None:
-                return index, self.preprocess.load(path)
-            return index, self.recipe.pixels(
-                open_picture(path, self.preprocess.levels), self.recipe.key(self.epoch or 0, index)
-            )
+            pixels = self._pixels(key)
         except BadPicture as bad:
-            return index, bad.reason
+            return key.index, bad.reason
+        return key.index, pixels if key.wanted else torch.empty(0, dtype=torch.uint8)
+
+    def _pixels(self, key: _Key) -> Tensor:
+        path = self.paths[key.index]
+        if self.recipe is None or key.epoch is None:
+            return self.preprocess.load(path)
+        return self.recipe.pixels(open_picture(path, self.preprocess.levels), self.recipe.key(key.epoch, key.index))
 
 
 def _stack(items: list[tuple[int, Tensor | str]]) -> _Decoded:
     good = [(index, item) for index, item in items if isinstance(item, Tensor)]
     pixels = torch.stack([item for _, item in good]) if good else torch.empty(0, dtype=torch.uint8)
     return _Decoded(pixels, [i for i, _ in good], [(i, item) for i, item in items if isinstance(item, str)])
-
-
-def _count(items: list[tuple[int, Tensor | str]]) -> _Decoded:
-    """Like `_stack`, but the pixels stay in the worker: a check that keeps nothing need not move them."""
-    decoded = _stack(items)
-    return decoded._replace(pixels=torch.empty(0, dtype=torch.uint8))
 
 
 class Truth:
@@ -145,12 +144,11 @@ class Pictures:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._preprocess = preprocess
-        self._workers = workers
-        self._recipe = recipe
         self.views = AS_THEY_ARE if recipe is None else recipe.names
         self.paths = list(split.paths)
         height, width = preprocess.size
         keep = not recipe and len(split) * 3 * height * width <= keep_bytes
+        self._reader = Reader(_Decode(self.paths, preprocess, recipe), _stack, workers)
         self._pixels, good, bad = self._decode_all(keep, progress)
         self.skipped = [(split.paths[index], reason) for index, reason in bad]
         if bad and not skip_bad:
@@ -159,6 +157,10 @@ class Pictures:
             truth = OneClass(max(split.labels, default=0) + 1)
         truth.check(split, good)
         self.paths = [split.paths[index] for index in good]
+        if bad:
+            self._reader = Reader(_Decode(self.paths, preprocess, recipe), _stack, workers)
+        if keep:
+            self.close()  # nothing is left to read
         labels = [split.labels[index] for index in good]
         self.labels, self.shown = truth.tensor(labels), truth.shown(labels)
 
@@ -180,12 +182,15 @@ class Pictures:
                 chosen = torch.tensor(batch, dtype=torch.int64)
                 yield self._batch(self._pixels[chosen], chosen)
             return
-        recipe = self._recipe if epoch is not None else None
-        for decoded in self._decode(indices, _stack, recipe, epoch):
+        for decoded in self._reader([[_Key(index, epoch) for index in batch] for batch in indices]):
             for index, reason in decoded.bad:  # it was good when all were checked: the file has changed since
                 raise BadPicture(self.paths[index], reason)
             chosen = torch.tensor(decoded.indices, dtype=torch.int64)
             yield self._batch(decoded.pixels, chosen)
+
+    def close(self) -> None:
+        """Ends the processes that read for it; they start again when they are needed."""
+        self._reader.close()
 
     def _batch(self, pixels: Tensor, chosen: Tensor) -> Batch:
         return Batch(pixels, [self._preprocess.size] * len(chosen), self.labels[chosen], chosen)
@@ -198,7 +203,8 @@ class Pictures:
         pixels = torch.empty((total, 3, *self._preprocess.size), dtype=torch.uint8) if keep else None
         good: list[int] = []
         bad: list[tuple[int, str]] = []
-        for decoded in self._decode(even_batches(total, _CHUNK), _stack if keep else _count):
+        chunks = even_batches(total, _CHUNK)
+        for decoded in self._reader([[_Key(index, wanted=keep) for index in chunk] for chunk in chunks]):
             if pixels is not None and decoded.indices:
                 pixels[len(good) : len(good) + len(decoded.indices)] = decoded.pixels
             good += decoded.indices
@@ -206,41 +212,6 @@ class Pictures:
             if progress is not None:
                 progress(len(good) + len(bad), total)
         return (pixels[: len(good)] if pixels is not None else None), good, bad
-
-    def _decode(
-        self,
-        indices: Sequence[Sequence[int]],
-        collate: Callable[[list[tuple[int, Tensor | str]]], _Decoded],
-        recipe: Recipe | None = None,
-        epoch: int | None = None,
-    ) -> Iterator[_Decoded]:
-        return loaded(_Decode(self.paths, self._preprocess, recipe, epoch), indices, collate, self._workers)
-
-
-def loaded(
-    dataset: Dataset[Any], indices: Sequence[Sequence[int]], collate: Callable[[list[Any]], Any], workers: int
-) -> Iterator[Any]:
-    """What a data set gives for each list of indices, in order, put together by `collate` in worker processes."""
-    if workers < 0:
-        raise RequestError(f"{workers} worker processes were asked for, but 0 means this process alone; give 0 or more")
-    loader = DataLoader(
-        dataset,
-        batch_sampler=indices,  # type: ignore[arg-type]  # any sized iterable of index lists serves
-        collate_fn=collate,
-        num_workers=min(workers, len(indices)),  # the DataLoader gives each one torch thread
-        # A DataLoader draws a seed for its workers: from the global generator, that would make a run that streams
-        # differ from one that keeps its pixels.
-        generator=torch.Generator(),
-    )
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise WorkError(
-            f"pictures were to be decoded by {workers} worker processes, but one was killed ({error}); "
-            "give them more memory (in a container: shared memory), or decode in one process with --workers 0"
-        ) from error
 
 
 def bad_pictures(split: Any, bad: list[tuple[Path, str]], wanted: str, *, skip_bad: bool = False, most: int = 5) -> str:

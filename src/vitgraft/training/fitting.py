@@ -235,11 +235,15 @@ class _Fitting:
             on_read=on_read,
         )
         spent = self._cost()
+        self.train_pictures.close()
         # What is evaluated is what the file holds, after its consolidation and its rounding.
         self.model.method.consolidate()
         tensors = adapter.compact(self.model.state())
         self.model.load_state(tensors)
-        final = self._evaluate(validation) if self.eval_pictures is not None else None
+        final = None
+        if self.eval_pictures is not None:
+            final = self._evaluate(validation)
+            self.eval_pictures.close()
         if self.fabric.is_global_zero:
             self._write(tensors, progress, final, spent)
         log(progress.step, final=final.value if final else None)
