@@ -28,9 +28,9 @@ _CHUNK = 32  # pictures that a worker process decodes at a time when all are che
 
 
 class _Key(NamedTuple):
-    """A picture: its index; the epoch of training that sees it, if any; whether its pixels are wanted."""
+    """The index of a picture; the epoch of training that sees it, if any; whether its pixels are wanted."""
 
-    index: int
+    picture: int
     epoch: int | None = None
     wanted: bool = True
 
@@ -54,14 +54,14 @@ class _Decode(Dataset[tuple[int, Tensor | str]]):
         try:
             pixels = self._pixels(key)
         except BadPicture as bad:
-            return key.index, bad.reason
-        return key.index, pixels if key.wanted else torch.empty(0, dtype=torch.uint8)
+            return key.picture, bad.reason
+        return key.picture, pixels if key.wanted else torch.empty(0, dtype=torch.uint8)
 
     def _pixels(self, key: _Key) -> Tensor:
-        path = self.paths[key.index]
+        path = self.paths[key.picture]
         if self.recipe is None or key.epoch is None:
             return self.preprocess.load(path)
-        return self.recipe.pixels(open_picture(path, self.preprocess.levels), self.recipe.key(key.epoch, key.index))
+        return self.recipe.pixels(open_picture(path, self.preprocess.levels), self.recipe.key(key.epoch, key.picture))
 
 
 def _stack(items: list[tuple[int, Tensor | str]]) -> _Decoded:
