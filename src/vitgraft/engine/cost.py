@@ -28,7 +28,7 @@ def parameters(model: Model) -> dict[str, int]:
 
 def flops(model: Model, images: Tensor) -> int:
     """Floating point operations of one forward pass (a multiply-add is two) over images [B, 3, H, W]."""
-    with _counting() as counter, torch.no_grad():
+    with _counting() as counter:  # with autograd: without it torch 2.4's fails on tensors that train
         model(images)
     return counter.get_total_flops()
 
