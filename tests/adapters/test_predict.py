@@ -72,6 +72,20 @@ def test_several_pictures_in_several_forms(run, ground, picture):
     assert len(run.predict(path for path in [picture, picture])) == 2
 
 
+def test_settings_of_an_answer(run, picture, capsys):
+    assert run.predict(picture, precision="64", device="cpu").label == run.predict(picture).label
+    for how, said in (
+        ({"epochs": 3}, "epochs cannot be chosen anew when a run answers: what can are sliding"),
+        ({"devise": "cpu"}, "Did you mean 'device'"),
+        ({"mirror": True}, "mirror is for the task segment, but this one is classify"),
+        ({"batch_size": 0}, "batch_size is 0, but must be at least 1"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            run.predict(picture, **how)
+    assert call("predict", run.path, picture, "--mirror") == 2
+    assert "mirror is for the task segment" in capsys.readouterr().err
+
+
 def test_an_address(run, picture):
     handler = partial(SimpleHTTPRequestHandler, directory=str(picture.parent))
     handler.log_message = lambda *_: None

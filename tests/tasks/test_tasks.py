@@ -483,6 +483,28 @@ def test_a_run_remembers_how_it_looks(way, ground, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["value"] == value
 
 
+@pytest.mark.parametrize(("way", "task", "head"), [
+    ("sliding", "segment", "linear"), ("mirror", "segment", "linear"), ("sliding", "detect", "faster"),
+])  # fmt: skip
+def test_how_a_run_looks_may_be_chosen_anew(way, task, head, ground, tmp_path, capsys):
+    runs = {}
+    for name, more in (("plain", ()), ("other", (f"--{way}",))):
+        words = words_of(ground, task, tmp_path / name, "--method", "linear", *more, "--image-size", 32, 32, head=head)
+        assert call(*words) == 0
+        runs[name] = result_of(tmp_path / name)["value"]
+    plain, other = Run(tmp_path / "plain"), Run(tmp_path / "other")
+    assert plain.evaluate(ground / DATA[task], "val", **{way: True}).value == runs["other"]
+    assert other.evaluate(ground / DATA[task], "val", **{way: False}, batch_size=1).value == pytest.approx(
+        runs["plain"]
+    )
+    capsys.readouterr()
+    words = ("evaluate", tmp_path / "other", ground / DATA[task], "--split", "val", "--json", f"--no-{way}")
+    assert call(*words, "--device", "cpu", "--workers", 0) == 0
+    assert json.loads(capsys.readouterr().out)["value"] == runs["plain"]
+    picture = next((ground / DATA[task]).rglob("images/val/*.png"))
+    assert repr(other.predict(picture, **{way: False})) == repr(plain.predict(picture))
+
+
 @pytest.mark.parametrize("size", [(64, 96), (96, 160), (64, 64)])
 def test_windows_average_what_the_model_says_of_each(size):
     """Against pixels that know their place: a model that answers with them is given them back."""

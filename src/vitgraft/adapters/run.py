@@ -22,9 +22,9 @@ from lightning_fabric import Fabric
 from .. import tasks
 from ..backbones import Backbone
 from ..common.console import Console
-from ..common.errors import RequestError
+from ..common.errors import RequestError, near_misses
 from ..common.files import read_json
-from ..common.settings import Settings
+from ..common.settings import ANSWERED, Settings, check_task
 from ..data import Batch, LoadedPictures
 from ..data.in_memory import as_folder
 from ..engine.activations import activation_store
@@ -96,18 +96,20 @@ class Run:
         shown_only: bool = False,
         skip_bad: bool = False,
         quiet: bool = True,
+        **how: Any,
     ) -> Evaluation:
-        """The answers on a split of a data set, in the precision and the batches of the fit.
+        """The answers on a split of a data set.
 
         root: a folder, or a data set in memory, as `fit` takes them; one alone is the split.
         shown_only: a classifier answers with one of the classes that the data set shows, not with any that it knows.
+        how: settings in the place of the fit's: `sliding`, `mirror`, `batch_size`, `precision`, `device`, `workers`.
         """
         if not isinstance(root, (str, Path)):
             with tempfile.TemporaryDirectory(prefix="vitgraft-") as folder:
                 as_folder(root, Path(folder) / "pictures", alone=split)
                 written = Path(folder) / "pictures"
-                return self.evaluate(written, split, shown_only=shown_only, skip_bad=skip_bad, quiet=quiet)
-        settings = settings_of(self.adapter.header)
+                return self.evaluate(written, split, shown_only=shown_only, skip_bad=skip_bad, quiet=quiet, **how)
+        settings = self._settings(how)
         found = self.task.read(Path(root), seed=settings.seed, classes=self.classes, skip_bad=skip_bad)
         ask = self.task.answer(settings, self.adapter.preprocess)
         if shown_only:
@@ -116,18 +118,15 @@ class Run:
             pictures, given, used = self._answers(found.split(split), settings, skip_bad, console, ask)
             return self.task.measure(given, pictures, used, split=split, classes=self.classes)
 
-    def predict(
-        self, pictures: Any, *, batch_size: int | None = None, skip_bad: bool = False, quiet: bool = True
-    ) -> Any:
+    def predict(self, pictures: Any, *, skip_bad: bool = False, quiet: bool = True, **how: Any) -> Any:
         """What the model says: a `Prediction` about one picture, a list of them, in their order, about several.
 
         pictures: a path, a folder, a pattern, an address, bytes, a PIL picture, an array uint8 [H, W, 3] or [H, W], a
-        tensor [3, H, W] of uint8 or of floats 0..1, or several of these. batch_size: pictures at a time, as in the fit
-        unless given. skip_bad: leave out what cannot be read as a picture, which is an error otherwise.
+        tensor [3, H, W] of uint8 or of floats 0..1, or several of these. skip_bad: leave out what cannot be read as a
+        picture, which is an error otherwise. how: settings in the place of the fit's, as of `evaluate`.
         """
         taken = inputs(pictures)
-        settings = replace(settings_of(self.adapter.header), workers=0)
-        settings = replace(settings, batch_size=batch_size or settings.batch_size)
+        settings = self._settings({"workers": 0, **how})
         split = self.task.unlabelled(taken.paths)
         with Console(quiet) as console:
             ask = self.task.answer(settings, self.adapter.preprocess)
@@ -165,6 +164,17 @@ class Run:
         """What a notebook shows: the head of the run's page."""
         page = self.path / "report.html"
         return report.head(self.result, page if page.is_file() else None)
+
+    def _settings(self, how: dict[str, Any]) -> Settings:
+        """The fit's, with those that are given anew."""
+        for name in how:
+            if name not in ANSWERED:
+                raise RequestError(
+                    f"{name} cannot be chosen anew when a run answers: what can are {', '.join(ANSWERED)}; leave it "
+                    f"out.{near_misses(name, ANSWERED)}"
+                )
+        check_task(self.task.name(), how)
+        return replace(settings_of(self.adapter.header), **how)
 
     def _answers(
         self, split: Any, settings: Settings, skip_bad: bool, console: Console, ask: Answer

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from ..common.recipes import RECIPES
-from ..common.settings import BACKBONE, DENSE, DENSE_METHOD, METHOD, WHOLE, Settings
+from ..common.settings import ANSWERED, BACKBONE, DENSE, DENSE_METHOD, METHOD, WHOLE, Settings
 from ..heads import HEADS
 from . import config
 from .options import values
@@ -61,6 +61,20 @@ def add_fit(add: Callable[..., argparse.ArgumentParser], method: type[Method] | 
         command.add_argument(*_flags(setting.name), help=setting.metadata["help"] + shown, **_kind(setting))
     for name, options in _arguments(method).items() if method else ():
         command.add_argument(_flag(name), **options)
+
+
+def add_answered(command: argparse.ArgumentParser) -> None:
+    """The settings that a finished run takes anew."""
+    for setting in fields(Settings):
+        if setting.name in ANSWERED:
+            kind = {"action": argparse.BooleanOptionalAction} if setting.type == "bool" else _kind(setting)
+            about = f"{setting.metadata['help']} (default: {'auto' if setting.name == 'device' else 'as in the fit'})"
+            command.add_argument(*_flags(setting.name), default=argparse.SUPPRESS, help=about, **kind)
+
+
+def answered(given: argparse.Namespace) -> dict[str, Any]:
+    """What was given of them."""
+    return {name: value for name, value in vars(given).items() if name in ANSWERED}
 
 
 def _arguments(method: type[Method]) -> dict[str, dict[str, Any]]:

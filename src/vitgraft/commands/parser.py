@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .. import __version__
 from ..common.errors import RequestError
 from . import config, work
-from .fitting import add_fit
+from .fitting import add_answered, add_fit
 
 if TYPE_CHECKING:
     from ..method import Method
@@ -56,6 +56,7 @@ def parser(method: type[Method] | None = None, *, with_bench: bool = False) -> a
 
     for command in (evaluate, predict):
         command.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be read")
+        add_answered(command)
 
     merge = _command(
         commands, "merge", work.merge, "backbone, method and head of a run as one file that timm alone loads"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import RequestError, WorkError
-from .fitting import summary
+from .fitting import answered, summary
 
 if TYPE_CHECKING:
     from ..data.check import Checked
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def evaluate(given: argparse.Namespace) -> None:
     from ..adapters.run import Run
 
-    found = Run(given.run, given.backbone).evaluate(given.data, given.split, skip_bad=given.skip_bad, quiet=given.json)
+    run, how = Run(given.run, given.backbone), answered(given)
+    found = run.evaluate(given.data, given.split, skip_bad=given.skip_bad, quiet=given.json, **how)
     if given.json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
         return
@@ -76,7 +77,7 @@ def predict(given: argparse.Namespace) -> None:
     as_file = Path(given.out or "").suffix.lower() in (".csv", ".json")
     if given.out:
         check_new_file(Path(given.out)) if as_file else make_new_folder(given.out)
-    found = run.predict(given.pictures, skip_bad=given.skip_bad, quiet=given.json)
+    found = run.predict(given.pictures, skip_bad=given.skip_bad, quiet=given.json, **answered(given))
     if given.out:
         (save_rows if as_file else save_predictions)(found, given.out)
     if given.json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -34,6 +35,8 @@ AUGMENTATIONS = {
 
 # No result depends on them but for rounding: they may differ when a run is continued.
 FREE = ("workers", "memory", "cache_size", "gradient_checkpointing", "device", "log")
+# What a finished run may be asked for anew whenever it answers.
+ANSWERED = ("sliding", "mirror", "batch_size", "precision", "device", "workers")
 LOGS = ("none", "csv", "tensorboard", "wandb", "mlflow")
 HEAD_STARTS = ("random", "lda")
 CLASS_WEIGHTS = {"none": 0.0, "root": 0.5, "balanced": 1.0}  # the power of its rarity that a class counts by
@@ -250,6 +253,16 @@ class Settings:
 
 
 _TEXTS = frozenset(f.name for f in fields(Settings) if isinstance(f.default, str))
+
+
+def check_task(task: str, options: Mapping[str, Any]) -> None:
+    """RequestError for a setting that a task of this name does not have."""
+    for setting in fields(Settings):
+        owners = setting.metadata["tasks"]
+        if owners and task not in owners and options.get(setting.name, setting.default) != setting.default:
+            raise RequestError(
+                f"{setting.name} is for the task {' or '.join(owners)}, but this one is {task}: leave it out."
+            )
 
 
 def as_kept(name: str, value: Any) -> Any:

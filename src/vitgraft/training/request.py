@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from .. import heads, methods, tasks
 from ..backbones import Backbone
 from ..common import recipes
 from ..common.errors import RequestError, near_misses
-from ..common.settings import BACKBONE, Settings
+from ..common.settings import BACKBONE, Settings, check_task
 from ..data.recognise import recognise
 from ..tasks.base import Task
 from .start import Start
@@ -90,12 +90,7 @@ def settle(
 def sort_options(task: Task, method: str, head: str, options: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
     """Options into settings of the fit and arguments of the method; what belongs to neither is a RequestError."""
     cls, answers = methods.find(method), heads.find(task.name(), head)
-    for setting in fields(Settings):
-        owners = setting.metadata["tasks"]
-        if owners and task.name() not in owners and options.get(setting.name, setting.default) != setting.default:
-            raise RequestError(
-                f"{setting.name} is for the task {' or '.join(owners)}, but this one is {task.name()}: leave it out."
-            )
+    check_task(task.name(), options)
     given = {name: value for name, value in options.items() if name in Settings.names()}
     arguments = {name: value for name, value in options.items() if name not in given}
     unknown = [name for name in arguments if name not in cls.defaults()]
