@@ -132,12 +132,25 @@ def test_annotations_that_nobody_reads_are_named(tmp_path: Path) -> None:
         ("filename,label\n0.png,a\n1.png,\n", "labels.csv:3 has no 'label'"),
         ("filename,label\n0.png,a,7\n", "not as many cells"),
         ("filename,one,two\n0.png,a,b\n", "which of them is the class is not clear"),
+        (
+            'filename,label\n0.png,"a\n' + "1.png,b\n" * 20_000,
+            r"labels.csv:\d+ cannot be read .* quotation marks that are opened and not closed",
+        ),
     ],
+    ids=lambda text: text[:20],
 )
 def test_tables_that_cannot_be_meant(tmp_path: Path, rows: str, said: str) -> None:
     pictures(tmp_path / "images", 2)
     (tmp_path / "labels.csv").write_text(rows)
     with pytest.raises(RequestError, match=said):
+        read(tmp_path)
+
+
+def test_a_parquet_file_that_is_none(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    pictures(tmp_path / "images", 2)
+    (tmp_path / "train.parquet").write_bytes(b"PAR1" + bytes(100))
+    with pytest.raises(RequestError, match=r"train\.parquet cannot be read as Parquet \(.+\): write it again"):
         read(tmp_path)
 
 

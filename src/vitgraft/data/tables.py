@@ -159,7 +159,13 @@ def _rows(table: Path) -> list[dict[str, Any]]:
             import pyarrow.parquet as parquet
         except ModuleNotFoundError as error:
             raise RequestError(f"{table} needs the package pyarrow: install it, or save the table as CSV") from error
-        return parquet.read_table(table).to_pylist()
+        try:
+            return parquet.read_table(table).to_pylist()
+        except (OSError, ValueError) as error:  # pyarrow's own are of these
+            said = str(error).rstrip(".")
+            raise RequestError(
+                f"{table} cannot be read as Parquet ({said}): write it again, or save it as CSV"
+            ) from error
     text = text_of(table)
     if ending == ".jsonl":
         try:
@@ -169,7 +175,14 @@ def _rows(table: Path) -> list[dict[str, Any]]:
         return found if all(isinstance(row, dict) for row in found) else []
     first = text.split("\n", 1)[0]
     between = max(",;\t|", key=first.count)
-    rows = list(csv.DictReader(io.StringIO(text), delimiter=between))
+    reader = csv.DictReader(io.StringIO(text), delimiter=between)
+    try:
+        rows = list(reader)
+    except csv.Error as error:  # such as a cell without an end, behind a quotation mark that stands alone
+        raise RequestError(
+            f"{table}:{reader.line_num} cannot be read as a table ({error}): correct it, above all quotation marks "
+            "that are opened and not closed"
+        ) from error
     for number, row in enumerate(rows, 2):
         if None in row or None in row.values():
             raise RequestError(f"{table}:{number} has not as many cells as the first line names columns; correct it")
