@@ -259,8 +259,15 @@ def test_fit_evaluate_predict(task, ground, tmp_path, capsys):
 
     assert call("evaluate", run, ground / DATA[task], "--split", "val", "--json") == 0
     assert json.loads(capsys.readouterr().out)["value"] == result["value"]
-    assert call("evaluate", run, ground / DATA[task], "--split", "val") == 0
-    assert metric.split()[-1] in capsys.readouterr().out
+    page = tmp_path / "pages" / "again.html"
+    assert call("evaluate", run, ground / DATA[task], "--split", "val", "--out", page) == 0
+    said = capsys.readouterr().out
+    assert metric.split()[-1] in said
+    assert str(page) in said
+    shown = page.read_text()
+    assert metric in shown
+    assert "<h2>Training</h2>" not in shown
+    assert f"vitgraft predict {run}" in shown
     assert call("info", run) == 0
 
     capsys.readouterr()

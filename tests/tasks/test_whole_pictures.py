@@ -49,7 +49,8 @@ def test_a_fit_is_measured_told_and_shown(task, metric, method, ground, tmp_path
     assert result["numbers"][metric] == result["value"]
     assert "<section" in (run / "report.html").read_text(encoding="utf-8")
     capsys.readouterr()
-    assert call("evaluate", run, ground / task, "--json") == 0
+    assert call("evaluate", run, ground / task, "--json", "--out", tmp_path / "again.html") == 0
+    assert metric in (tmp_path / "again.html").read_text(encoding="utf-8")
     assert json.loads(capsys.readouterr().out)[metric] == pytest.approx(result["value"])
     assert call("info", run) == 0
     assert call("predict", run, ground / task / "images" / "test0.png", "--out", tmp_path / "said.json") == 0

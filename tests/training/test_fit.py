@@ -80,8 +80,14 @@ def test_every_method_learns(name, ground, tmp_path, capsys):
     counts = cost.parameters(model)
     assert (result["parameters"], result["head_parameters"]) == (counts["method"], counts["head"])
     assert not any(name.startswith("backbone.") for name in adapter_of(run))
-    assert call("evaluate", run, ground.easy, "--split", "val", "--json") == 0
+    page = tmp_path / "again.html"
+    assert call("evaluate", run, ground.easy, "--split", "val", "--json", "--out", page) == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] == result["value"]
+    assert "on easy</bdi></h1>" in page.read_text()
+    assert call("evaluate", run, ground.easy, "--out", page) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert call("evaluate", run, ground.easy, "--out", tmp_path / "again.csv") == 2
+    assert "ends in .html" in capsys.readouterr().err
 
 
 def test_the_three_lines_of_python(ground, tmp_path, capsys):

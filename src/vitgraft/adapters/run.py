@@ -23,7 +23,7 @@ from .. import tasks
 from ..backbones import Backbone
 from ..common.console import Console
 from ..common.errors import RequestError, near_misses
-from ..common.files import read_json
+from ..common.files import make_folder, read_json
 from ..common.settings import ANSWERED, Settings, check_task
 from ..data import Batch, LoadedPictures
 from ..data.in_memory import as_folder
@@ -117,6 +117,18 @@ class Run:
         with Console(quiet) as console:
             pictures, given, used = self._answers(found.split(split), settings, skip_bad, console, ask)
             return self.task.measure(given, pictures, used, split=split, classes=self.classes)
+
+    def write_page(self, found: Evaluation, path: str | Path, *, data: str, **how: Any) -> None:
+        """The page of an evaluation, as a fit writes that of its own; data: the name of what was evaluated, how: the
+        settings that were given anew."""
+        told = self.result
+        pictures = {"fitted_on": (told.get("data") or {}).get("root")} if "data" in told else {}
+        make_folder(Path(path).parent)
+        about = {"root": data, **pictures, "classes": list(self.classes), "pictures": {found.split: len(found)}}
+        result = {**told, "data": about, "protocol": {**told["protocol"], **how}}
+        report.write(
+            path, result=result, metrics=[], evaluation=found, sections=self.task.sections(found), of=self.path
+        )
 
     def predict(self, pictures: Any, *, skip_bad: bool = False, quiet: bool = True, **how: Any) -> Any:
         """What the model says: a `Prediction` about one picture, a list of them, in their order, about several.

@@ -43,6 +43,9 @@ def parser(method: type[Method] | None = None, *, with_bench: bool = False) -> a
     _run_argument(evaluate)
     evaluate.add_argument("data", metavar="DATA", help="folder of pictures")
     evaluate.add_argument("--split", default="test", help="default: test")
+    evaluate.add_argument(
+        "--out", "-o", metavar="FILE", help="a new .html about what came out, as the run has one about its fit"
+    )
 
     predict = _command(commands, "predict", work.predict, "what a run says about pictures")
     _run_argument(predict)

@@ -19,13 +19,20 @@ if TYPE_CHECKING:
 
 def evaluate(given: argparse.Namespace) -> None:
     from ..adapters.run import Run
+    from ..common.files import check_new_file
 
+    if given.out:
+        if Path(given.out).suffix.lower() != ".html":
+            raise RequestError(f"--out {given.out} is to be a page: give a name that ends in .html.")
+        check_new_file(Path(given.out))
     run, how = Run(given.run, given.backbone), answered(given)
     found = run.evaluate(given.data, given.split, skip_bad=given.skip_bad, quiet=given.json, **how)
+    if given.out:
+        run.write_page(found, given.out, data=given.data, **how)
     if given.json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
         return
-    print("\n".join(found.lines()))
+    print("\n".join([*found.lines(), *([f"{'page':15} {given.out}"] if given.out else [])]))
 
 
 def zero_shot(given: argparse.Namespace) -> None:

@@ -26,15 +26,16 @@ def write(
     evaluation: Evaluation | None,
     sections: str = "",
     examples: Sequence[tuple[str, str]] = (),
+    of: str | Path | None = None,
 ) -> None:
-    """Writes the page of one run to `path` (RUN/report.html).
+    """Writes the page of one run to `path` (RUN/report.html), or one about the run `of` somewhere else.
 
     `result` is what result.json holds, `metrics` the lines of metrics.jsonl; what they lack is left out of the page.
     `sections` is what the task shows of the evaluation, as HTML; without one the page says how to get a number.
     `examples` are pairs of a class and a picture that shows it.
     Raises WorkError when the file cannot be written.
     """
-    run = shlex.quote(str(Path(path).parent))
+    run = shlex.quote(str(of or Path(path).parent))
     page.write(
         path,
         "run.html",
