@@ -16,8 +16,8 @@ import torch
 from vitgraft import build
 from vitgraft.backbones import ViT
 from vitgraft.common.errors import RequestError
-from vitgraft.data import Pictures
 from vitgraft.data.pictures import open_picture
+from vitgraft.data.reader import Reader
 from vitgraft.engine import cost
 from vitgraft.testing.backbones import random_backbone, random_images
 
@@ -248,14 +248,14 @@ def counted(tmp_path, monkeypatch):
     given = Namespace(model=TINY[1], pictures=10, epochs=2, batch_size=5, workers=0, precision="32", memory=4.0)
     given.method, given.against, given.keep = ["hst-detached"], [], fit_time.KEEP
     done = {"passed": 0, "decoded": 0}
-    forward, decode = ViT.forward, Pictures._decode
+    forward, read = ViT.forward, Reader.__call__
 
     def count(name, number, value):
         done[name] += number
         return value
 
     monkeypatch.setattr(ViT, "forward", lambda *a, **more: count("passed", len(a[1]), forward(*a, **more)))
-    monkeypatch.setattr(Pictures, "_decode", lambda *a: count("decoded", 1, decode(*a)))
+    monkeypatch.setattr(Reader, "__call__", lambda *a: count("decoded", 1, read(*a)))
     found = {}
     for name, one in fit_time.all_fits(given, root, 32, tmp_path / "cache"):
         done.update(passed=0, decoded=0)

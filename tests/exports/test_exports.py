@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 import vitgraft
 from vitgraft.backbones import Backbone
-from vitgraft.common.errors import RequestError
-from vitgraft.exports.files import export
+from vitgraft.common.errors import RequestError, WorkError
+from vitgraft.exports.files import _difference, export
 from vitgraft.exports.graph import Whole, as_graph, traced
 from vitgraft.exports.peft import from_peft
 from vitgraft.testing.backbones import FAMILIES, random_backbone
@@ -184,6 +184,17 @@ def test_dense_heads_as_onnx(dense, task, head, method, tmp_path):
         (found,) = ask.run(None, {"pixels": pixels.numpy()})
         with torch.no_grad():
             assert np.allclose(found, Whole(run)(pixels).numpy(), atol=1e-3)
+
+
+def test_objects_that_are_sure_alike_come_either_way():
+    names = ["boxes", "labels", "scores"]
+    boxes = torch.tensor([[0.0, 0, 9, 9], [20, 0, 40, 9], [0, 30, 9, 40]])
+    theirs = [boxes, torch.tensor([1, 1, 2]), torch.tensor([0.5, 0.5, 0.2])]
+    swapped = [each[[1, 0, 2]] for each in theirs]
+    assert _difference([swapped], [theirs], names)["difference"] == 0
+    for other in ([boxes + torch.tensor([1.0, 0, 0, 0]), *theirs[1:]], [boxes, torch.tensor([1, 2, 1]), theirs[2]]):
+        with pytest.raises(WorkError, match="The graph's answers differ"):
+            _difference([other], [theirs], names)
 
 
 @pytest.mark.parametrize(("task", "head"), [("detect", "cascade"), ("instance", "mask")])

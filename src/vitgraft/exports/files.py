@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
@@ -110,7 +111,7 @@ def _write_whole(
         "takes": ["pixels", "uint8", [1 if whole.one else "batch", 3, *whole.size]],
         "gives": whole.names,
         "pictures": sum(len(pixels) for pixels in batches),
-        **_difference(found, expected),
+        **_difference(found, expected, whole.names),
     }
     if int8:
         small = _rounded(content)
@@ -158,7 +159,7 @@ def _write_split(runs: Sequence[Run], out: Path, *, decode: bool) -> dict[str, A
             found = _asks("onnx", content)({"pixels": pixels, **{of: half[of] for of in beside.reads}})
             reports.append(
                 {"file": f"{name}.onnx", "bytes": len(content), "reads": beside.reads, "gives": whole.names,
-                 **_difference([found], [_tensors(whole(pixels))])}
+                 **_difference([found], [_tensors(whole(pixels))], whole.names)}
             )  # fmt: skip
     make_folder(out)
     for name, content in parts.items():
@@ -238,12 +239,12 @@ def _tensors(found: Any) -> list[Tensor]:
     return [found] if isinstance(found, Tensor) else list(found)
 
 
-def _difference(found: list[list[Tensor]], expected: list[list[Tensor]]) -> dict[str, Any]:
+def _difference(found: list[list[Tensor]], expected: list[list[Tensor]], names: Sequence[str]) -> dict[str, Any]:
     """The largest difference of a number, also as a share of the largest number there; WorkError where it is not that
-    of another order of sums."""
+    of another order of sums. names: of what an answer consists of."""
     largest = share = 0.0
     for ours, theirs in zip(found, expected, strict=True):
-        for one, other in zip(ours, theirs, strict=True):
+        for one, other in zip(_in_their_order(ours, theirs, names), theirs, strict=True):
             if one.shape != other.shape:
                 raise WorkError(
                     f"The graph answers with {list(one.shape)}, where the run has {list(other.shape)}: report this."
@@ -258,6 +259,18 @@ def _difference(found: list[list[Tensor]], expected: list[list[Tensor]]) -> dict
             "report this."
         )
     return {"difference": largest, "relative": share, "tolerance": TOLERANCE}
+
+
+def _in_their_order(ours: list[Tensor], theirs: list[Tensor], names: Sequence[str]) -> list[Tensor]:
+    """The objects of an answer as another one has them: two that are sure alike, but for rounding, come either way."""
+    if not {"boxes", "labels", "scores"} <= {*names} or ours[0].shape != theirs[0].shape or not len(ours[0]):
+        return ours
+    (boxes, labels, scores), (their_boxes, their_labels, their_scores) = (
+        [of[names.index(name)].double() for name in ("boxes", "labels", "scores")] for of in (ours, theirs)
+    )
+    apart = torch.cdist(their_boxes, boxes, p=torch.inf) / their_boxes.abs().max().clamp(min=1)
+    apart += (their_scores[:, None] - scores).abs() + (their_labels[:, None] != labels)
+    return [each[linear_sum_assignment(apart)[1]] for each in ours]
 
 
 def _rounded(content: bytes) -> bytes:
