@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from typing import Any
@@ -99,3 +101,16 @@ def test_a_process_that_dies_is_said_and_others_take_its_place() -> None:
 def test_fewer_than_none() -> None:
     with pytest.raises(RequestError, match=r"-1 worker processes were asked for, .* give 0 or more"):
         Reader(Squares(), collate, -1)
+
+
+def test_how_processes_start_may_be_chosen_afterwards() -> None:
+    said = subprocess.run([sys.executable, "-c", AFTERWARDS], capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+
+
+AFTERWARDS = """
+import multiprocessing
+from vitgraft.data.reader import Reader
+assert list(Reader([1, 2], sum, 2)([[0, 1]])) == [3]
+multiprocessing.set_start_method("spawn")
+"""

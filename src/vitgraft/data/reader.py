@@ -62,7 +62,9 @@ class Reader:
     def _are_worth_it(self, to_come: float) -> bool:
         if not self._workers or self._loader is not None:
             return bool(self._workers)
-        return self._spent + to_come >= STARTS.get(multiprocessing.get_start_method(), STARTS_ANEW)
+        # Asked so, it may still be chosen afterwards.
+        way = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+        return self._spent + to_come >= STARTS.get(way, STARTS_ANEW)
 
     def _by_workers(self, lists: Lists) -> Iterator[Any]:
         n = min(self._workers, len(lists))
