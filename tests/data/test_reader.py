@@ -6,8 +6,8 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import time
-from collections import Counter
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,13 +19,9 @@ from vitgraft.data.reader import Reader
 
 
 class Squares(Dataset[Any]):
-    """Key to its square, and the process that made it; slow: seconds that it takes."""
-
-    def __init__(self, slow: float = 0.0) -> None:
-        self.slow = slow
+    """Key to its square, and the process that made it."""
 
     def __getitem__(self, key: int) -> tuple[int, int]:
-        time.sleep(self.slow)
         if key < 0:
             os._exit(1)
         return key * key, os.getpid()
@@ -44,14 +40,22 @@ def read(by: Reader, lists: list[list[int]] = LISTS) -> tuple[list[int], set[int
     return [square for square, _ in items], {process for _, process in items}
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each list takes this process a second."""
+    monkeypatch.setattr(reader, "time", SimpleNamespace(monotonic=count().__next__))
+
+
+@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_each_list_in_order_whoever_reads(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "STARTS", {})
-    for price in (0.0, 0.05, 100.0):  # workers from the first list on, from some list on, and never
+    for price in (0, 3, 100):  # workers from the first list on, from the second on, and never
         monkeypatch.setattr(reader, "STARTS_ANEW", price)
-        squares, processes = read(Reader(Squares(0.01), collate, workers))
+        squares, processes = read(Reader(Squares(), collate, workers))
         assert squares == [1, 4, 9, 16, 25, 36, 49]
-        assert (processes == {os.getpid()}) == (workers == 0 or price == 100.0)
+        assert (os.getpid() in processes) == (workers == 0 or price > 0)
+        assert (processes == {os.getpid()}) == (workers == 0 or price == 100)
 
 
 @pytest.mark.usefixtures("workers_at_once")
@@ -78,16 +82,17 @@ def test_no_lists_give_nothing() -> None:
     assert read(Reader(Squares(), collate, 2), []) == ([], set())
 
 
+@pytest.mark.usefixtures("clock")
 def test_what_takes_less_than_a_start_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """And what was read before counts: many short epochs are worth it in the end."""
     monkeypatch.setattr(reader, "STARTS", {})
-    monkeypatch.setattr(reader, "STARTS_ANEW", 0.5)
-    by = Reader(Squares(0.02), collate, 1)
-    who = Counter[bool]()
-    for _ in range(10):
-        who.update(process == os.getpid() for process in read(by)[1])
-    assert who[True] >= 2  # at least two calls of 0.14 s go by before
-    assert who[False] >= 3
+    monkeypatch.setattr(reader, "STARTS_ANEW", 10)
+    by = Reader(Squares(), collate, 1)
+    here = {os.getpid()}
+    first, second, third, fourth = (read(by)[1] for _ in range(4))  # of four seconds each
+    assert first == second == here
+    assert third > here  # with one more, 12 would have been spent
+    assert not fourth & here
 
 
 @pytest.mark.usefixtures("workers_at_once")

@@ -49,6 +49,20 @@ def test_it_is_the_formula_forward_and_backward(half, dtype):
     torch.testing.assert_close(dx, dexact.to(dtype))
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_a_backbone_in_bf16_has_angles_in_bf16(half):
+    torch.manual_seed(0)
+    x, embedding = torch.randn(2, 3, 5, 8).bfloat16(), torch.randn(5, 16).bfloat16()
+    if not half:
+        embedding = embedding[:, ::2].repeat_interleave(2, -1)
+    else:
+        embedding = embedding.unflatten(-1, (4, 4))[:, ::2].repeat_interleave(2, 1).flatten(1)
+    y = Rotary(embedding, False, half).of(0, 0, x)(x)
+    assert y.dtype == torch.bfloat16
+    exact = Rotary(embedding.float(), False, half).of(0, 0, x)(x.float())
+    assert torch.equal(y, exact.bfloat16())
+
+
 def test_angles_that_train_get_their_gradient():
     embedding = torch.randn(5, 16, requires_grad=True)
     Rotary(embedding, False, False).of(0, 0, embedding)(torch.randn(1, 3, 5, 8)).sum().backward()

@@ -122,9 +122,9 @@ class Run:
         """The page of an evaluation, as a fit writes that of its own; data: the name of what was evaluated, how: the
         settings that were given anew."""
         told = self.result
-        pictures = {"fitted_on": (told.get("data") or {}).get("root")} if "data" in told else {}
+        fitted = {"fitted_on": told["data"]["root"]} if "data" in told else {}  # an adapter file alone does not know
         make_folder(Path(path).parent)
-        about = {"root": data, **pictures, "classes": list(self.classes), "pictures": {found.split: len(found)}}
+        about = {"root": data, **fitted, "classes": list(self.classes), "pictures": {found.split: len(found)}}
         result = {**told, "data": about, "protocol": {**told["protocol"], **how}}
         report.write(
             path, result=result, metrics=[], evaluation=found, sections=self.task.sections(found), of=self.path

@@ -63,12 +63,12 @@ def add_fit(add: Callable[..., argparse.ArgumentParser], method: type[Method] | 
         command.add_argument(_flag(name), **options)
 
 
-def add_answered(command: argparse.ArgumentParser) -> None:
-    """The settings that a finished run takes anew."""
+def add_answered(command: argparse.ArgumentParser, **defaults: str) -> None:
+    """The settings that a finished run takes anew. defaults: of those that are not as in the fit."""
     for setting in fields(Settings):
         if setting.name in ANSWERED:
             kind = {"action": argparse.BooleanOptionalAction} if setting.type == "bool" else _kind(setting)
-            about = f"{setting.metadata['help']} (default: {'auto' if setting.name == 'device' else 'as in the fit'})"
+            about = f"{setting.metadata['help']} (default: {defaults.get(setting.name, 'as in the fit')})"
             command.add_argument(*_flags(setting.name), default=argparse.SUPPRESS, help=about, **kind)
 
 

@@ -59,7 +59,8 @@ def parser(method: type[Method] | None = None, *, with_bench: bool = False) -> a
 
     for command in (evaluate, predict):
         command.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be read")
-        add_answered(command)
+    add_answered(evaluate, device="auto")
+    add_answered(predict, device="auto", workers="0")
 
     merge = _command(
         commands, "merge", work.merge, "backbone, method and head of a run as one file that timm alone loads"

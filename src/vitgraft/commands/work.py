@@ -32,7 +32,9 @@ def evaluate(given: argparse.Namespace) -> None:
     if given.json:
         print(json.dumps(found.to_dict(), ensure_ascii=False))
         return
-    print("\n".join([*found.lines(), *([f"{'page':15} {given.out}"] if given.out else [])]))
+    print("\n".join(found.lines()))
+    if given.out:
+        print(f"{'page':15} {given.out}")
 
 
 def zero_shot(given: argparse.Namespace) -> None:

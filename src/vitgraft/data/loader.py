@@ -28,9 +28,10 @@ _CHUNK = 32  # pictures that a worker process decodes at a time when all are che
 
 
 class _Key(NamedTuple):
-    """The index of a picture; the epoch of training that sees it, if any; whether its pixels are wanted."""
+    """A picture by index and file; the epoch of training that sees it, if any; whether its pixels are wanted."""
 
     picture: int
+    path: Path
     epoch: int | None = None
     wanted: bool = True
 
@@ -44,11 +45,8 @@ class _Decoded(NamedTuple):
 class _Decode(Dataset[tuple[int, Tensor | str]]):
     """Key to (index, pixels) or, for a bad picture, (index, reason)."""
 
-    def __init__(self, paths: list[Path], preprocess: Preprocess, recipe: Recipe | None) -> None:
-        self.paths, self.preprocess, self.recipe = paths, preprocess, recipe
-
-    def __len__(self) -> int:
-        return len(self.paths)
+    def __init__(self, preprocess: Preprocess, recipe: Recipe | None) -> None:
+        self.preprocess, self.recipe = preprocess, recipe
 
     def __getitem__(self, key: _Key) -> tuple[int, Tensor | str]:
         try:
@@ -58,10 +56,10 @@ class _Decode(Dataset[tuple[int, Tensor | str]]):
         return key.picture, pixels if key.wanted else torch.empty(0, dtype=torch.uint8)
 
     def _pixels(self, key: _Key) -> Tensor:
-        path = self.paths[key.picture]
         if self.recipe is None or key.epoch is None:
-            return self.preprocess.load(path)
-        return self.recipe.pixels(open_picture(path, self.preprocess.levels), self.recipe.key(key.epoch, key.picture))
+            return self.preprocess.load(key.path)
+        image = open_picture(key.path, self.preprocess.levels)
+        return self.recipe.pixels(image, self.recipe.key(key.epoch, key.picture))
 
 
 def _stack(items: list[tuple[int, Tensor | str]]) -> _Decoded:
@@ -148,7 +146,7 @@ class Pictures:
         self.paths = list(split.paths)
         height, width = preprocess.size
         keep = not recipe and len(split) * 3 * height * width <= keep_bytes
-        self._reader = Reader(_Decode(self.paths, preprocess, recipe), _stack, workers)
+        self._reader = Reader(_Decode(preprocess, recipe), _stack, workers)
         self._pixels, good, bad = self._decode_all(keep, progress)
         self.skipped = [(split.paths[index], reason) for index, reason in bad]
         if bad and not skip_bad:
@@ -157,8 +155,6 @@ class Pictures:
             truth = OneClass(max(split.labels, default=0) + 1)
         truth.check(split, good)
         self.paths = [split.paths[index] for index in good]
-        if bad:
-            self._reader = Reader(_Decode(self.paths, preprocess, recipe), _stack, workers)
         if keep:
             self.close()  # nothing is left to read
         labels = [split.labels[index] for index in good]
@@ -182,7 +178,7 @@ class Pictures:
                 chosen = torch.tensor(batch, dtype=torch.int64)
                 yield self._batch(self._pixels[chosen], chosen)
             return
-        for decoded in self._reader([[_Key(index, epoch) for index in batch] for batch in indices]):
+        for decoded in self._reader([self._keys(batch, epoch) for batch in indices]):
             for index, reason in decoded.bad:  # it was good when all were checked: the file has changed since
                 raise BadPicture(self.paths[index], reason)
             chosen = torch.tensor(decoded.indices, dtype=torch.int64)
@@ -191,6 +187,9 @@ class Pictures:
     def close(self) -> None:
         """Ends the processes that read for it; they start again when they are needed."""
         self._reader.close()
+
+    def _keys(self, indices: Sequence[int], epoch: int | None = None, wanted: bool = True) -> list[_Key]:
+        return [_Key(index, self.paths[index], epoch, wanted) for index in indices]
 
     def _batch(self, pixels: Tensor, chosen: Tensor) -> Batch:
         return Batch(pixels, [self._preprocess.size] * len(chosen), self.labels[chosen], chosen)
@@ -203,8 +202,7 @@ class Pictures:
         pixels = torch.empty((total, 3, *self._preprocess.size), dtype=torch.uint8) if keep else None
         good: list[int] = []
         bad: list[tuple[int, str]] = []
-        chunks = even_batches(total, _CHUNK)
-        for decoded in self._reader([[_Key(index, wanted=keep) for index in chunk] for chunk in chunks]):
+        for decoded in self._reader([self._keys(chunk, wanted=keep) for chunk in even_batches(total, _CHUNK)]):
             if pixels is not None and decoded.indices:
                 pixels[len(good) : len(good) + len(decoded.indices)] = decoded.pixels
             good += decoded.indices

@@ -73,15 +73,15 @@ class _Turned(torch.autograd.Function):
 
 def _turn(x: Tensor, sin: Tensor, cos: Tensor, half: bool) -> Tensor:
     """In as few passes over memory as there are: one where pairs lie together, as complex numbers do."""
-    x = x.to(torch.promote_types(x.dtype, cos.dtype))
+    kind = torch.promote_types(x.dtype, cos.dtype)
+    x, sin, cos = (t.to(torch.promote_types(kind, torch.float32)) for t in (x, sin, cos))
     d = x.shape[-1] // 2
     if half:
         y = x * cos
         y[..., :d].addcmul_(x[..., d:], sin[..., :d], value=-1)
         y[..., d:].addcmul_(x[..., :d], sin[..., d:])
-        return y
-    pairs = (x if x.stride(-1) == 1 else x.contiguous()).unflatten(-1, (d, 2))
-    angles = torch.complex(cos[..., ::2], sin[..., ::2]).to(
-        torch.complex128 if x.dtype == torch.float64 else torch.complex64
-    )
-    return torch.view_as_real(torch.view_as_complex(pairs) * angles).flatten(-2)
+    else:
+        pairs = (x if x.stride(-1) == 1 else x.contiguous()).unflatten(-1, (d, 2))
+        angles = torch.complex(cos[..., ::2], sin[..., ::2])
+        y = torch.view_as_real(torch.view_as_complex(pairs) * angles).flatten(-2)
+    return y.to(kind)
